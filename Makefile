@@ -1,0 +1,46 @@
+# Everything runs in .venv, which is made on first use. Needs Python 3.11 or later and nothing else.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
+CONSTRAINTS = -c constraints.txt
+
+.PHONY: demo test test-slow lint docs report clean
+
+demo: .venv/ready
+	.venv/bin/kbc demo
+
+test: .venv/ready-dev
+	.venv/bin/python -m pytest
+
+test-slow: .venv/ready-dev
+	.venv/bin/python -m pytest -m slow
+
+lint: .venv/ready-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy kbc adapters
+
+docs: .venv/ready-docs
+	.venv/bin/mkdocs build --strict
+
+clean:
+	rm -rf .venv build dist site *.egg-info
+
+# torch first and alone: its version decides which build pip takes for everything that asks for torch.
+.venv/ready: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) install $(CONSTRAINTS) torch
+	$(PIP) install $(CONSTRAINTS) -e ".[viz,progress]"
+	@.venv/bin/python -c "import cv2" 2>/dev/null || { \
+	  echo "no libGL here: falling back to opencv-python-headless"; \
+	  $(PIP) uninstall -y opencv-python; $(PIP) install $(CONSTRAINTS) opencv-python-headless; }
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(PIP) install $(CONSTRAINTS) -e ".[dev]"
+	@.venv/bin/python -c "import cv2" 2>/dev/null || { \
+	  $(PIP) uninstall -y opencv-python; $(PIP) install --force-reinstall --no-deps opencv-python-headless; }
+	touch $@
+
+.venv/ready-docs: .venv/ready
+	$(PIP) install $(CONSTRAINTS) -e ".[docs]"
+	touch $@

@@ -1,0 +1,97 @@
+"""The parameters of KBC, in one frozen, validated object."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kbc.errors import InputError, must_be
+
+LocalizerName: TypeAlias = Literal["predicted", "consensus", "heatmap", "search", "best", "given"]
+Budget: TypeAlias = Literal["fast", "balanced", "thorough"]
+
+COST: dict[str, float] = {"fast": 2.0, "balanced": 4.0, "thorough": 16.0}
+"""Most a pair may cost, in units of one plain match (coarse pass included)."""
+
+
+class KBCConfig(BaseModel):
+    """What KBC does. Frozen; unknown fields are refused.
+
+    Each default was chosen by a measurement on real photographs; `examples/results/defaults.md` holds the figures and
+    the command that made them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    localizer: LocalizerName = Field(
+        default="best", description="How the target window is found; 'given' needs a target box in the pair."
+    )
+    budget: Budget = Field("fast", description="At most 2, 4 or 16 times the cost of the plain matcher.")
+    small_below: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="An object is small when its box's longer side, as a fraction of its image's "
+        "side in the matcher's input, is below this.",
+    )
+    margin: float = Field(
+        default=0.25,
+        ge=0,
+        le=4,
+        description="Added around the box on each side, as a fraction of the box's longer side.",
+    )
+    max_enlargement: float = Field(
+        default=8.0,
+        ge=1,
+        description="Largest enlargement of original pixels; a smaller box gets a wider window instead.",
+    )
+    aspect: Literal["square", "image"] = Field(
+        default="square", description="Shape of the window: a square, or the image's own aspect."
+    )
+    interpolation: Literal["cubic", "linear"] = Field(
+        default="cubic", description="How a window is enlarged; shrinking always filters by area."
+    )
+    passes: int = Field(
+        default=3,
+        ge=0,
+        le=8,
+        description="Fine passes at most; each further one starts from the last one's points and ends "
+        "when the window is stable (IoU > 0.9). 0 switches KBC off.",
+    )
+    joint: bool = Field(
+        default=True,
+        description="Where the matcher shows similarity maps, choose the points jointly: the source's layout "
+        "decides between look-alikes. Off, and always with localizer='predicted' or a matcher that weighs a point's "
+        "neighbours itself (KBCNet, `with_votes`), the matcher's own answers are taken.",
+    )
+    accept_margin: float = Field(
+        default=0.75,
+        ge=-10,
+        le=10,
+        description="A fine pass is taken when its score beats the coarse one by more than this.",
+    )
+    batch_size: int = Field(default=16, ge=1, description="Pairs handled together at most.")
+
+
+def make_config(config: KBCConfig | None, options: dict[str, Any]) -> KBCConfig:
+    """A config with some fields replaced.
+
+    Raises:
+        InputError: an unknown field or a value out of range, with what is known or allowed.
+    """
+    if config is not None and not isinstance(config, KBCConfig):
+        raise InputError(must_be("config", "a KBCConfig", type(config).__name__, "or pass its fields by name"))
+    fields = {**(config.model_dump() if config else {}), **options}
+    try:
+        return KBCConfig(**fields)
+    except ValidationError as error:
+        from kbc.registry import nearest
+
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(
+                f"`{name}` must be a KBC option, received an unknown one; {nearest(name, KBCConfig.model_fields)}"
+            ) from error
+        raise InputError(f"`{name}` is not valid: {first['msg']}, received {first['input']!r}") from error

@@ -1,0 +1,29 @@
+"""The errors kbc raises. Each message names the argument, says what it must be and what was received."""
+
+from __future__ import annotations
+
+
+class KBCError(Exception):
+    """Base class of every error raised on purpose by kbc."""
+
+
+class InputError(KBCError, ValueError):
+    """An argument is not what the function documents."""
+
+
+class DataError(InputError):
+    """A file or a data set on disk is missing, broken or inconsistent."""
+
+
+class MatcherError(KBCError, RuntimeError):
+    """A matcher raised, or gave back something that cannot be an answer. The message names the matcher."""
+
+
+class MissingDependencyError(KBCError, ImportError):
+    """An optional package is needed for what was asked; the message gives the install line."""
+
+
+def must_be(argument: str, expected: str, received: object, hint: str = "") -> str:
+    """The one form of kbc's error messages: "`argument` must be …, received …; hint"."""
+    text = f"`{argument}` must be {expected}, received {received}"
+    return f"{text}; {hint}" if hint else text

@@ -1,0 +1,347 @@
+"""Boxes and windows: the only place where pixel coordinates are converted.
+
+Convention:
+    Points are (N, 2), x then y, in pixels; (0, 0) is the centre of the top-left pixel. Undefined points are NaN.
+    Boxes are xyxy pixel *edges*, half-open: the whole image is (0, 0, W, H), and the pixel in column c spans
+    [c, c + 1). A point with coordinate x therefore lies at edge coordinate x + 0.5, in column floor(x + 0.5).
+    Resizing by s maps x → (x + 0.5)·s − 0.5, which is what `cv2.resize` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from kbc.errors import InputError, must_be
+from kbc.images import Image, require_cv2
+
+if TYPE_CHECKING:
+    import torch
+
+Points = npt.NDArray[np.float64]
+"""(N, 2) x then y, pixels of the image they belong to, NaN where undefined."""
+
+_P = TypeVar("_P", Points, "torch.Tensor")
+
+CUBIC = "cubic"
+LINEAR = "linear"
+
+
+def as_points(points: object, argument: str = "keypoints") -> Points:
+    """Points as a fresh float64 (N, 2) array.
+
+    Raises:
+        InputError: not numeric, or not of shape (N, 2), or infinite.
+    """
+    if hasattr(points, "detach"):
+        points = points.detach().cpu().numpy()
+    try:
+        array = np.array(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(must_be(argument, "numbers of shape (N, 2)", f"{type(points).__name__} ({error})")) from error
+    if array.size == 0:
+        array = array.reshape(0, 2)
+    if array.ndim != 2 or array.shape[1] != 2:
+        hint = "transpose it: x and y are the last axis" if array.ndim == 2 and array.shape[0] == 2 else ""
+        raise InputError(must_be(argument, "of shape (N, 2), x then y", f"shape {array.shape}", hint))
+    if np.isinf(array).any():
+        raise InputError(must_be(argument, "finite, or NaN where undefined", "infinite coordinates"))
+    return array
+
+
+def defined(points: Points) -> npt.NDArray[np.bool_]:
+    """Mask (N,) of the points of which neither coordinate is NaN."""
+    return np.asarray(~np.isnan(points).any(axis=1), dtype=np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An axis-aligned box in pixel edges, half-open, of positive or zero area.
+
+    Attributes:
+        x0, y0, x1, y1: left, top, right and bottom edge, pixels; `x1 - x0` is the width.
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.x0 + self.y0 + self.x1 + self.y1) and self.x1 >= self.x0 and self.y1 >= self.y0):
+            raise InputError(must_be("box_xyxy", "finite with x1 ≥ x0 and y1 ≥ y0", self.xyxy, "the order is xyxy"))
+
+    @classmethod
+    def of(cls, box: Box | Sequence[float] | npt.NDArray[np.floating], argument: str = "box_xyxy") -> Box:
+        """A box from four numbers in xyxy order.
+
+        Raises:
+            InputError: not four numbers, not finite, or not in xyxy order.
+        """
+        if isinstance(box, Box):
+            return box
+        try:
+            x0, y0, x1, y1 = (float(value) for value in box)
+        except (TypeError, ValueError) as error:
+            raise InputError(must_be(argument, "four numbers x0, y0, x1, y1", repr(box))) from error
+        return cls(x0, y0, x1, y1)
+
+    @classmethod
+    def around(cls, points: Points) -> Box | None:
+        """The smallest box that holds the defined points (their centres), or None when there are none."""
+        known = points[defined(points)]
+        if len(known) == 0:
+            return None
+        (x0, y0), (x1, y1) = known.min(axis=0) + 0.5, known.max(axis=0) + 0.5
+        return cls(float(x0), float(y0), float(x1), float(y1))
+
+    @classmethod
+    def whole(cls, size_hw: tuple[int, int]) -> Box:
+        """The box of a whole image of (height, width)."""
+        return cls(0.0, 0.0, float(size_hw[1]), float(size_hw[0]))
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1)."""
+        return (self.x0, self.y0, self.x1, self.y1)
+
+    @property
+    def width(self) -> float:
+        """x1 − x0."""
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> float:
+        """y1 − y0."""
+        return self.y1 - self.y0
+
+    @property
+    def longest(self) -> float:
+        """The longer side, pixels."""
+        return max(self.width, self.height)
+
+    @property
+    def area(self) -> float:
+        """Width times height, pixels squared."""
+        return self.width * self.height
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """(x, y) of the middle, in edge coordinates (subtract 0.5 for a point)."""
+        return ((self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2)
+
+    @classmethod
+    def centered(cls, center: tuple[float, float], width: float, height: float) -> Box:
+        """A box of the given size around a middle in edge coordinates."""
+        x, y = center
+        return cls(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+    def scaled(self, factor: float) -> Box:
+        """The same middle, both sides multiplied by `factor`."""
+        return Box.centered(self.center, self.width * factor, self.height * factor)
+
+    def clipped(self, size_hw: tuple[int, int]) -> Box:
+        """The part inside an image of (height, width); may be empty (zero area)."""
+        height, width = size_hw
+        x0, x1 = (min(max(x, 0.0), float(width)) for x in (self.x0, self.x1))
+        y0, y1 = (min(max(y, 0.0), float(height)) for y in (self.y0, self.y1))
+        return Box(x0, y0, x1, y1)
+
+    def iou(self, other: Box) -> float:
+        """Intersection over union in [0, 1]; 0 for two empty boxes."""
+        width = min(self.x1, other.x1) - max(self.x0, other.x0)
+        height = min(self.y1, other.y1) - max(self.y0, other.y0)
+        inside = max(width, 0.0) * max(height, 0.0)
+        union = self.area + other.area - inside
+        return inside / union if union > 0 else 0.0
+
+    def contains(self, points: Points) -> npt.NDArray[np.bool_]:
+        """Mask (N,) of the points that lie inside, half-open; False for NaN."""
+        x, y = points[:, 0] + 0.5, points[:, 1] + 0.5
+        inside: npt.NDArray[np.bool_] = (x >= self.x0) & (x < self.x1) & (y >= self.y0) & (y < self.y1)
+        return inside
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of an image (whole pixels) and the size it is resampled to.
+
+    Attributes:
+        box: what is cut, at whole pixel edges inside the image, so that the cut is a view and one resampling suffices.
+        size_hw: (height, width) of the cut-out after resampling.
+    """
+
+    box: Box
+    size_hw: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.box.area <= 0 or any(edge != int(edge) or edge < 0 for edge in self.box.xyxy):
+            raise InputError(must_be("box", "at whole, non-negative pixel edges and not empty", self.box.xyxy))
+        if min(self.size_hw) < 1:
+            raise InputError(must_be("size_hw", "at least 1×1", self.size_hw))
+
+    @classmethod
+    def whole(cls, image_hw: tuple[int, int], size_hw: tuple[int, int] | None = None) -> Window:
+        """The whole image, by default at its own size."""
+        return cls(Box.whole(image_hw), size_hw or image_hw)
+
+    @classmethod
+    def fit(cls, box: Box, image_hw: tuple[int, int]) -> Window:
+        """The box at whole pixels, shifted to stay inside the image, never smaller than 2×2, at its own size.
+
+        A box larger than the image is cut to it; an image smaller than 2×2 gives all it has.
+        """
+        x0, x1 = _fit_span(box.x0, box.x1, image_hw[1])
+        y0, y1 = _fit_span(box.y0, box.y1, image_hw[0])
+        return cls(Box(x0, y0, x1, y1), (y1 - y0, x1 - x0))
+
+    def resized(self, size_hw: tuple[int, int]) -> Window:
+        """The same part of the image, resampled to another size."""
+        return Window(self.box, (int(size_hw[0]), int(size_hw[1])))
+
+    @property
+    def scale_xy(self) -> tuple[float, float]:
+        """Enlargement in x and y: cut-out pixels per image pixel."""
+        return (self.size_hw[1] / self.box.width, self.size_hw[0] / self.box.height)
+
+    @overload
+    def to_window(self, points: Points) -> Points: ...
+    @overload
+    def to_window(self, points: torch.Tensor) -> torch.Tensor: ...
+    def to_window(self, points: Points | torch.Tensor) -> Points | torch.Tensor:
+        """Points (…, 2) of the image in the cut-out's pixels. Arrays and tensors on any device alike."""
+        scale, origin = _like(self.scale_xy, points), _like((self.box.x0, self.box.y0), points)
+        inside: Points | torch.Tensor = (points + 0.5 - origin) * scale - 0.5
+        return inside
+
+    @overload
+    def to_image(self, points: Points) -> Points: ...
+    @overload
+    def to_image(self, points: torch.Tensor) -> torch.Tensor: ...
+    def to_image(self, points: Points | torch.Tensor) -> Points | torch.Tensor:
+        """Points (…, 2) of the cut-out in the image's pixels: the exact inverse of `to_window`."""
+        scale, origin = _like(self.scale_xy, points), _like((self.box.x0, self.box.y0), points)
+        outside: Points | torch.Tensor = (points + 0.5) / scale + origin - 0.5
+        return outside
+
+    def box_to_window(self, box: Box) -> Box:
+        """A box of the image in the cut-out's pixel edges."""
+        (sx, sy), (x, y) = self.scale_xy, (self.box.x0, self.box.y0)
+        return Box((box.x0 - x) * sx, (box.y0 - y) * sy, (box.x1 - x) * sx, (box.y1 - y) * sy)
+
+    def box_to_image(self, box: Box) -> Box:
+        """A box of the cut-out in the image's pixel edges."""
+        (sx, sy), (x, y) = self.scale_xy, (self.box.x0, self.box.y0)
+        return Box(box.x0 / sx + x, box.y0 / sy + y, box.x1 / sx + x, box.y1 / sy + y)
+
+    def cut(self, image: Image, enlarge: str = CUBIC) -> Image:
+        """Cut and resample an image (H, W, 3) uint8 in one step from the original pixels.
+
+        An axis that shrinks is filtered by area, one that grows by `enlarge` ("cubic" or "linear").
+
+        Raises:
+            InputError: the window does not lie inside this image.
+        """
+        self._check_inside((image.shape[0], image.shape[1]))
+        x0, y0, x1, y1 = (int(edge) for edge in self.box.xyxy)
+        part = image[y0:y1, x0:x1]
+        if part.shape[:2] == self.size_hw:
+            return np.ascontiguousarray(part)
+        cv2 = require_cv2()
+        height, width = self.size_hw
+        grow = {CUBIC: cv2.INTER_CUBIC, LINEAR: cv2.INTER_LINEAR}[enlarge]
+        if height < part.shape[0] or width < part.shape[1]:  # each axis is resampled once: first those that shrink
+            smaller = (min(width, part.shape[1]), min(height, part.shape[0]))
+            part = cv2.resize(part, smaller, interpolation=cv2.INTER_AREA)
+        if part.shape[:2] != self.size_hw:
+            part = cv2.resize(part, (width, height), interpolation=grow)
+        return np.ascontiguousarray(part, dtype=np.uint8)
+
+    def cut_tensor(self, image: torch.Tensor, enlarge: str = CUBIC) -> torch.Tensor:
+        """`cut` for a tensor (…, H, W), float in [0, 1], on its own device; differentiable. Equal to `cut`.
+
+        Raises:
+            InputError: the window does not lie inside this image, or the tensor is not floating.
+        """
+        if not image.is_floating_point():
+            raise InputError(must_be("image", "a floating tensor in [0, 1]", f"dtype {image.dtype}"))
+        self._check_inside((image.shape[-2], image.shape[-1]))
+        x0, y0, x1, y1 = (int(edge) for edge in self.box.xyxy)
+        part = image[..., y0:y1, x0:x1]
+        height, width = self.size_hw
+        if part.shape[-2] != height:
+            part = _like(_resampling(part.shape[-2], height, enlarge), part) @ part
+        if part.shape[-1] != width:
+            part = part @ _like(_resampling(part.shape[-1], width, enlarge), part).mT
+        return part.clamp(0.0, 1.0)  # cubic overshoots at edges; uint8 saturates there
+
+    def _check_inside(self, image_hw: tuple[int, int]) -> None:
+        if self.box.x1 > image_hw[1] or self.box.y1 > image_hw[0]:
+            size = f"{image_hw[1]}×{image_hw[0]}"
+            raise InputError(must_be("window", f"inside the image ({size})", self.box.xyxy, "use Window.fit"))
+
+
+def cell_centres(grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[Points, Points]:
+    """x (w,) and y (h,) of the centres of a grid of cells that covers an image of (height, width), pixels."""
+    whole = Window(Box.whole(grid_hw), size_hw)
+    x = whole.to_window(np.stack([np.arange(grid_hw[1]), np.zeros(grid_hw[1])], axis=1).astype(np.float64))[:, 0]
+    y = whole.to_window(np.stack([np.zeros(grid_hw[0]), np.arange(grid_hw[0])], axis=1).astype(np.float64))[:, 1]
+    return x, y
+
+
+def resize_points(points: _P, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> _P:
+    """Points of an image of one size in the pixels of the same image at another size."""
+    return Window(Box.whole(from_hw), to_hw).to_window(points)
+
+
+def _fit_span(low: float, high: float, limit: int) -> tuple[int, int]:
+    """Whole-pixel span of about [low, high), at least 2 and at most `limit` long, shifted into [0, limit)."""
+    length = min(max(round(high - low), 2), limit)
+    start = round((low + high - length) / 2)
+    start = min(max(start, 0), limit - length)
+    return start, start + length
+
+
+def _like(values: object, points: Any) -> Any:
+    """Values as the kind of array, dtype and device that the points have."""
+    if isinstance(points, np.ndarray):
+        return np.asarray(values, dtype=np.float64)
+    import torch
+
+    return torch.tensor(values, dtype=points.dtype, device=points.device)
+
+
+@lru_cache(maxsize=16)  # a matrix of a large picture takes megabytes
+def _resampling(length: int, new: int, enlarge: str) -> npt.NDArray[np.float64]:
+    """The (new, length) matrix that resamples one axis as `cv2.resize` does: area, cubic (a = −0.75) or linear."""
+    matrix = np.zeros((new, length))
+    ratio = length / new
+    rows = np.arange(new)
+    if new < length:
+        low, high = rows * ratio, (rows + 1) * ratio
+        columns = np.arange(length)
+        overlap = np.minimum(high[:, None], columns + 1) - np.maximum(low[:, None], columns)
+        matrix = np.clip(overlap, 0.0, None) / ratio
+    else:
+        at = (rows + 0.5) * ratio - 0.5
+        base = np.floor(at).astype(int)
+        reach = (-1, 0, 1, 2) if enlarge == CUBIC else (0, 1)
+        for step in reach:
+            weight = _cubic(at - base - step) if enlarge == CUBIC else 1 - np.abs(at - base - step)
+            np.add.at(matrix, (rows, np.clip(base + step, 0, length - 1)), weight)
+    matrix.setflags(write=False)
+    return matrix
+
+
+def _cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keys' cubic kernel with a = −0.75, OpenCV's choice."""
+    a, d = -0.75, np.abs(distance)
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))

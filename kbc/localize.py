@@ -1,0 +1,374 @@
+"""Find the object in the target: candidates for its box, by several strategies.
+
+Costs are in units of one plain match. A matcher that shares features pays half a unit for each new image it encodes;
+any other pays one unit for each pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from kbc import layout
+from kbc.config import COST, KBCConfig
+from kbc.cropping import SizeHW, image_hw, input_hw, window_around, windowed
+from kbc.errors import MatcherError
+from kbc.geometry import Box, Points, Window, defined
+from kbc.matcher import Matcher, run_matcher
+from kbc.types import Match, Pair
+
+SPANS = tuple(layout.spans(1.0, 0.06, 1.0))
+"""Sizes at which the whole target is searched: the layout's longer side over the image's. Our choice."""
+WINDOW_SPANS = tuple(layout.spans(1.0, 0.24, 0.9, 1.2))
+"""The same inside a window, whose object should fill about 1 / (1 + 2 · margin) of it."""
+_TILE_RESERVE = 4.0
+"""What tiles leave of the budget: a fine pass and one more around it, each matched back."""
+DISTINCT = 0.8
+"""Candidate windows that overlap more than this (IoU) are one: a slightly shifted window is a second opinion."""
+_APART = 0.6
+"""Poses of one vote whose boxes overlap more than this are one."""
+_MOST = 4
+"""Candidates one strategy gives at most: what comes later wins by luck when it wins."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Where the object may be.
+
+    Attributes:
+        box: of the object's keypoints, target pixel edges.
+        score: higher is likelier; only compares with candidates of the same strategy.
+        found_by: the strategy's name.
+    """
+
+    box: Box
+    score: float
+    found_by: str
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a matcher said about a pair: its answer, and its similarity maps of the defined points, if it has any."""
+
+    match: Match
+    maps: layout.Maps | None
+
+
+@dataclass(eq=False)
+class Case:
+    """One pair under way: what is known of it and what it has cost.
+
+    Attributes:
+        pair: the whole images.
+        known: mask (N,) of the defined keypoints.
+        source: the source's window.
+        whole: what the matcher said on the whole images.
+    """
+
+    pair: Pair
+    known: npt.NDArray[np.bool_]
+    source: Window
+    whole: Look
+    calls: int = 1
+    cost: float = 1.0
+    seen: set[tuple[object, ...]] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def points(self) -> Points:
+        """The defined source keypoints (K, 2)."""
+        return self.pair.keypoints[self.known]
+
+    @property
+    def coarse(self) -> Points:
+        """Coarse answers (K, 2) for the defined keypoints; NaN where the matcher gave none."""
+        return self.whole.match.keypoints[self.known]
+
+    @property
+    def target_hw(self) -> SizeHW:
+        """(height, width) of the target."""
+        return image_hw(self.pair.target)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pair to look at through two windows; `zoom` > 1 asks only for maps of a target encoded that much larger."""
+
+    case: Case
+    source: Window
+    target: Window
+    zoom: int = 1
+
+
+class Probe:
+    """The matcher as the pipeline asks it: in batches, counted, with maps where there are any, never fatal."""
+
+    def __init__(self, matcher: Matcher, config: KBCConfig) -> None:
+        self.matcher = matcher
+        self.config = config
+        self.has_maps = hasattr(matcher, "similarity")
+        self.shares = bool(getattr(matcher, "shares_features", False))
+        self.zooms = self.has_maps and bool(getattr(matcher, "zooms", False))
+        self.size_hw = input_hw(matcher)
+        self.limit = COST[config.budget]
+        self.further = 0.5 if self.shares else 1.0
+
+    def price(self, request: Request) -> float:
+        """What a request would cost now."""
+        if not self.shares:
+            return 1.0
+        return sum(0.5 * size for key, size in self._images(request).items() if key not in request.case.seen)
+
+    def affords(self, case: Case, price: float) -> bool:
+        """Whether the budget has this much left for a pair."""
+        return case.cost + price <= self.limit + 1e-6
+
+    def whole(self, pairs: Sequence[Pair]) -> list[Look]:
+        """The coarse pass. Raises what the matcher raises."""
+        return self._looks(pairs)
+
+    def look(self, requests: Sequence[Request]) -> list[Look | None]:
+        """What the matcher says through windows, in the windows' pixels; None, and a note, where it fails."""
+        for request in requests:
+            request.case.cost += self.price(request)
+            request.case.calls += 1
+            request.case.seen.update(self._images(request))
+        pairs = [windowed(r.case.pair, r.source, r.target, self.config) for r in requests]
+        try:
+            return list(self._looks(pairs))
+        except MatcherError:
+            found: list[Look | None] = []
+            for request, pair in zip(requests, pairs, strict=True):
+                try:
+                    found.extend(self._looks([pair]))
+                except MatcherError as error:
+                    request.case.notes.append(f"a fine pass failed: {error}")
+                    found.append(None)
+            return found
+
+    def zoomed(self, request: Request) -> layout.Maps:
+        """Similarity maps (K, h, w) of the source window's points over a target encoded `zoom` times larger."""
+        case = request.case
+        case.cost += self.price(request)
+        case.calls += 1
+        case.seen.update(self._images(request))
+        pair = Pair(
+            request.source.cut(case.pair.source, self.config.interpolation),
+            case.pair.target,
+            request.source.to_window(case.pair.keypoints),
+        )
+        maps = self.matcher.similarity([pair], zoom=request.zoom)  # type: ignore[attr-defined]
+        return np.asarray(maps[0], dtype=np.float32)[case.known]
+
+    def back(self, requests: Sequence[Request], answers: Sequence[Points]) -> list[Points | None]:
+        """Where answers (K, 2), target pixels, lead in the source when the pair is turned round; None on failure.
+
+        Free for a matcher that shares features; one call each for any other.
+        """
+        pairs = []
+        for request, points in zip(requests, answers, strict=True):
+            request.case.cost += 0.0 if self.shares else 1.0
+            request.case.calls += 1
+            source = request.source.cut(request.case.pair.source, self.config.interpolation)
+            target = request.target.cut(request.case.pair.target, self.config.interpolation)
+            pairs.append(Pair(target, source, request.target.to_window(points)))
+        try:
+            matches = run_matcher(self.matcher, pairs)
+        except MatcherError:
+            return [None for _ in requests]
+        return [r.source.to_image(m.keypoints) for r, m in zip(requests, matches, strict=True)]
+
+    def _images(self, request: Request) -> dict[tuple[object, ...], float]:
+        """The images a request encodes, each with its size in inputs."""
+        return {
+            ("source", request.source.box): 1.0,
+            ("target", request.target.box, request.zoom): float(request.zoom**2),
+        }
+
+    def _looks(self, pairs: Sequence[Pair]) -> list[Look]:
+        matches = run_matcher(self.matcher, pairs)
+        if not self.has_maps:
+            return [Look(match, None) for match in matches]
+        size = max(int(getattr(self.matcher, "max_batch", None) or 1), 1)
+        looks = []
+        for start in range(0, len(pairs), size):
+            part = pairs[start : start + size]
+            # By contract a matcher keeps what `match` computed, so this is free right after it.
+            maps = self.matcher.similarity(part)  # type: ignore[attr-defined]
+            for pair, match, values in zip(part, matches[start : start + size], maps, strict=True):
+                looks.append(Look(match, np.asarray(values, dtype=np.float32)[defined(pair.keypoints)]))
+        return looks
+
+
+Localizer = Callable[[Sequence[Case], Probe], list[list[Candidate]]]
+"""Cases of which the coarse pass is known → per case its candidates, best first; may ask the matcher more."""
+
+
+def predicted(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
+    """The paper's rule (arXiv 2404.02678): the box of the coarse predictions. Costs nothing."""
+    found = []
+    for case in cases:
+        box = Box.around(case.coarse)
+        found.append([] if box is None else [Candidate(box, 0.0, "predicted")])
+    return found
+
+
+def consensus(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
+    """The source's layout under the similarity (mirror allowed) that most coarse points agree on. Costs nothing."""
+    found: list[list[Candidate]] = []
+    for case in cases:
+        answered = defined(case.coarse)
+        pose = layout.consensus(case.points[answered], case.coarse[answered])
+        if pose is None:
+            found.append([])
+            continue
+        box = layout.pose_box(pose).clipped(case.target_hw)
+        found.append([Candidate(box, pose.score, "consensus")] if box.longest > 0 else [])
+    return found
+
+
+def heatmap(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
+    """The source's layout where the coarse similarity maps give it most evidence. Costs nothing; needs maps.
+
+    With the budget for it, the cropped source joins in: its maps over the whole target cost half a unit for a matcher
+    that shares features (which the fine pass needs anyway) and one for another.
+    """
+    if not probe.has_maps:
+        return [[] for _ in cases]
+    crops: dict[int, layout.Maps] = {}
+    wanted = []
+    for index, case in enumerate(cases):
+        # At its own size, so that it is the very image that the coarse pass has encoded.
+        request = Request(case, case.source, Window.whole(case.target_hw))
+        if probe.affords(case, probe.price(request) + 0.5) and probe.shares:
+            wanted.append((index, request))
+    for (index, _), look in zip(wanted, probe.look([request for _, request in wanted]), strict=True):
+        if look is not None and look.maps is not None:
+            crops[index] = look.maps
+    found = []
+    for index, case in enumerate(cases):
+        assert case.whole.maps is not None
+        density = layout.evidence(case.whole.maps)
+        points = case.points
+        if index in crops:
+            density = np.concatenate([density, layout.evidence(crops[index])])
+            points = np.concatenate([points, points])
+        found.append(_voted(case, density, points, "heatmap"))
+    return found
+
+
+def search(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
+    """The cropped source over an enlarged target.
+
+    A matcher that zooms encodes the target once at twice the side, for all its overlapping tiles at once: 2.5 units,
+    approximate (a tile cut first would not see beyond its border). Any other is asked tile by tile, half overlapping,
+    at two sizes (13 calls, or as many as the budget leaves after the fine pass and its checks), each judged by how
+    well the answers keep the source's layout.
+    """
+    if probe.zooms:
+        found: list[list[Candidate]] = []
+        for case in cases:
+            request = Request(case, case.source, Window.whole(case.target_hw), zoom=2)
+            if not probe.affords(case, probe.price(request)):
+                found.append([])
+                continue
+            maps = probe.zoomed(request)
+            found.append(_voted(case, layout.evidence(maps), case.points, "search"))
+        return found
+    return [_tiled(case, probe) for case in cases]
+
+
+def given(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
+    """The target box that came with the pair. Costs nothing."""
+    return [[] if case.pair.target_box is None else [Candidate(case.pair.target_box, 0.0, "given")] for case in cases]
+
+
+def best(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
+    """The candidates of all the others, likeliest strategy first, as far as the budget goes.
+
+    With maps: `heatmap`, with `search` first where the budget allows it and a fine pass. Without: `consensus`, then
+    `predicted`, then `search` where the budget allows its tiles.
+    """
+    sources: list[Localizer] = []
+    if probe.has_maps:
+        if probe.zooms and probe.limit >= COST["thorough"]:
+            sources.append(search)
+        sources.append(heatmap)
+    sources += [consensus, predicted]
+    lists = [strategy(cases, probe) for strategy in sources]
+    if not probe.has_maps and probe.limit >= COST["thorough"]:
+        lists.insert(1, search(cases, probe))
+    return [_interleaved([found[index] for found in lists]) for index in range(len(cases))]
+
+
+LOCALIZERS: dict[str, Localizer] = {
+    "predicted": predicted,
+    "consensus": consensus,
+    "heatmap": heatmap,
+    "search": search,
+    "best": best,
+    "given": given,
+}
+
+
+def _voted(case: Case, density: layout.Maps, points: Points, name: str) -> list[Candidate]:
+    height, width = case.target_hw
+    poses = layout.vote(density, Window.whole(case.target_hw), points, [s * max(height, width) for s in SPANS])
+    found: list[Candidate] = []
+    for pose in poses:
+        box = layout.pose_box(pose).clipped(case.target_hw)
+        if box.area > 0 and all(box.iou(other.box) < _APART for other in found):
+            found.append(Candidate(box, pose.score, name))
+        if len(found) == _MOST:
+            break
+    return found
+
+
+def _tiled(case: Case, probe: Probe) -> list[Candidate]:
+    height, width = case.target_hw
+    tiles = []
+    for parts in (3, 2):
+        for row in range(parts):
+            for column in range(parts):
+                y, x = row * height / (parts + 1), column * width / (parts + 1)
+                box = Box(x, y, x + 2 * width / (parts + 1), y + 2 * height / (parts + 1))
+                window = Window.fit(box, case.target_hw)
+                tiles.append(window.resized(probe.size_hw or case.target_hw))
+    requests = []
+    price = 0.0
+    for tile in tiles:
+        request = Request(case, case.source, tile)
+        price += probe.price(request)
+        if probe.affords(case, price + _TILE_RESERVE):
+            requests.append(request)
+    found = []
+    for request, look in zip(requests, probe.look(requests), strict=True):
+        if look is None:
+            continue
+        answers = request.target.to_image(look.match.keypoints[case.known])
+        answered = defined(answers)
+        pose = layout.consensus(case.points[answered], answers[answered])
+        if pose is not None:
+            box = layout.pose_box(pose).clipped(case.target_hw)
+            if box.area > 0:
+                found.append(Candidate(box, pose.score, "search"))
+    return sorted(found, key=lambda candidate: -candidate.score)[:_MOST]
+
+
+def _interleaved(lists: Sequence[list[Candidate]]) -> list[Candidate]:
+    """The first of each list, then the second of each, and so on."""
+    longest = max((len(found) for found in lists), default=0)
+    return [found[rank] for rank in range(longest) for found in lists if rank < len(found)]
+
+
+def distinct(candidates: Sequence[Candidate], case: Case, probe: Probe) -> list[tuple[Candidate, Window]]:
+    """Candidates with their windows, without those whose window nearly repeats an earlier one."""
+    kept: list[tuple[Candidate, Window]] = []
+    for candidate in candidates:
+        window = window_around(candidate.box, case.target_hw, probe.size_hw, probe.config)
+        if all(window.box.iou(other.box) < DISTINCT for _, other in kept):
+            kept.append((candidate, window))
+    return kept

@@ -1,0 +1,228 @@
+"""What a matcher is, and how a function or a network becomes one.
+
+A matcher answers in the pixels of the images it is given and knows nothing of windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from kbc.errors import InputError, KBCError, MatcherError, must_be
+from kbc.geometry import Points, defined
+from kbc.images import Image
+from kbc.types import Match, Pair
+
+
+class Matcher(Protocol):
+    """Anything with `match`. Optional attributes, read with `getattr`:
+
+    - `name` (str): used in messages and reports;
+    - `input_size` (int or (height, width)): what the matcher resizes its images to, so that windows are resampled
+      once, straight to it; an int is a square;
+    - `max_batch` (int): how many pairs one `match` call may hold, default 1;
+    - `shares_features` (bool): features are cached per image, so a further pair of known images costs next to nothing;
+    - `weighs_neighbours` (bool): its answers already go by the matches around them; they are not chosen jointly again.
+    """
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        """One `Match` per pair, in order; keypoints (N, 2) in the target's pixels, NaN where undefined."""
+        ...
+
+
+@runtime_checkable
+class SimilarityMatcher(Protocol):
+    """A matcher that also shows where else a point might be: `heatmap` and the scores of `best` use it."""
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        """As `Matcher.match`."""
+        ...
+
+    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+        """Per pair (N, h, w): similarity of each keypoint to a grid of cells that covers the whole target image.
+
+        Cell (i, j) has its centre at the point ((j + 0.5)·W/w − 0.5, (i + 0.5)·H/h − 0.5). Higher is more alike.
+        NaN rows where the keypoint is undefined.
+        """
+        ...
+
+
+def matcher_name(matcher: object) -> str:
+    """The matcher's `name`, or its type's."""
+    return str(getattr(matcher, "name", None) or type(matcher).__name__)
+
+
+def run_matcher(matcher: Matcher, pairs: Sequence[Pair]) -> list[Match]:
+    """Call a matcher in batches it can hold and refuse what cannot be an answer.
+
+    Raises:
+        MatcherError: the matcher raised, or gave back another number of matches or points, an answer that is not
+            finite for a point that is defined on neither NaN coordinate, or points more than one image size outside.
+    """
+    size = max(int(getattr(matcher, "max_batch", None) or 1), 1)
+    found: list[Match] = []
+    for start in range(0, len(pairs), size):
+        batch = list(pairs[start : start + size])
+        try:
+            answers = list(matcher.match(batch))
+        except KBCError:
+            raise
+        except Exception as error:
+            raise MatcherError(f"matcher {matcher_name(matcher)!r} raised {type(error).__name__}: {error}") from error
+        if len(answers) != len(batch):
+            raise MatcherError(
+                f"matcher {matcher_name(matcher)!r} must give one Match per pair, "
+                f"received {len(answers)} for {len(batch)} pairs"
+            )
+        found.extend(checked(matcher_name(matcher), pair, answer) for pair, answer in zip(batch, answers, strict=True))
+    return found
+
+
+def checked(name: str, pair: Pair, answer: Match) -> Match:
+    """The answer as float64 with undefined points NaN, or a `MatcherError` that names the matcher."""
+    points = _numbers(name, "keypoints", getattr(answer, "keypoints", answer))
+    wanted = pair.keypoints.shape
+    if points.shape != wanted:
+        raise MatcherError(f"matcher {name!r} must give keypoints of shape {wanted}, received {points.shape}")
+    if np.isinf(points).any():
+        raise MatcherError(f"matcher {name!r} must give finite points or NaN, received infinite coordinates")
+    points = np.where(defined(pair.keypoints)[:, None] & defined(points)[:, None], points, np.nan)
+    height, width = pair.target.shape[:2]
+    with np.errstate(invalid="ignore"):
+        far = (np.abs(points - (width / 2, height / 2)) > (1.5 * width + 16, 1.5 * height + 16)).any(axis=1)
+    if far.any():
+        raise MatcherError(
+            f"matcher {name!r} must answer in the target's pixels ({width}×{height}), received "
+            f"{points[far][0].round(1).tolist()}; does it answer in its own input size?"
+        )
+    score = getattr(answer, "score", None)
+    if score is not None:
+        score = _numbers(name, "scores", score)
+        if score.shape != wanted[:1]:
+            raise MatcherError(f"matcher {name!r} must give one score per point {wanted[:1]}, received {score.shape}")
+    return Match(points, score)
+
+
+def _numbers(name: str, what: str, values: Any) -> npt.NDArray[np.float64]:
+    """A float64 array of an array, a list or a tensor on any device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise MatcherError(f"matcher {name!r} must give numbers as {what}, received {values!r:.60}") from error
+
+
+ImageForm = Literal["array", "tensor", "batch"]
+PointsForm = Literal["n2", "2n"]
+
+
+class FunctionMatcher:
+    """A function `f(source, target, keypoints) -> keypoints` as a matcher; built by `as_matcher`.
+
+    The function gets copies: what it does to them stays its own affair. It is asked only for defined points, and not
+    at all when there are none.
+    """
+
+    max_batch = 1
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        image: ImageForm = "array",
+        points: PointsForm = "n2",
+        name: str | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.input_size = input_size
+        self._image = image
+        self._points = points
+        self._device = device
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        """One call of the function per pair."""
+        return [self._one(pair) for pair in pairs]
+
+    def _one(self, pair: Pair) -> Match:
+        known = defined(pair.keypoints)
+        answer: Points = np.full(pair.keypoints.shape, np.nan)
+        if known.any():
+            asked = self._give_points(pair.keypoints[known])
+            raw = self.function(self._give_image(pair.source), self._give_image(pair.target), asked)
+            answer[known] = self._take_points(raw, int(known.sum()))
+        return Match(answer)
+
+    def _give_image(self, image: Image) -> Any:
+        if self._image == "array":
+            return image.copy()
+        import torch
+
+        tensor = torch.from_numpy(image.copy()).to(self._device).permute(2, 0, 1).float() / 255
+        return tensor if self._image == "tensor" else tensor[None]
+
+    def _give_points(self, points: Points) -> Any:
+        given: Any = points.copy() if self._points == "n2" else points.T.copy()
+        if self._image == "array":
+            return given
+        import torch
+
+        tensor = torch.as_tensor(given, dtype=torch.float32, device=self._device)
+        return tensor if self._image == "tensor" else tensor[None]
+
+    def _take_points(self, raw: Any, count: int) -> Points:
+        if hasattr(raw, "detach"):
+            raw = raw.detach().cpu().numpy()
+        points = np.asarray(raw, dtype=np.float64)
+        if self._image == "batch" and points.ndim == 3 and points.shape[0] == 1:
+            points = points[0]
+        wanted = (count, 2) if self._points == "n2" else (2, count)
+        if points.shape != wanted:
+            raise MatcherError(f"matcher {self.name!r} must give keypoints of shape {wanted}, received {points.shape}")
+        return points if self._points == "n2" else points.T
+
+
+def as_matcher(
+    function: Callable[..., Any],
+    *,
+    image: ImageForm = "array",
+    points: PointsForm = "n2",
+    name: str | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    device: str = "cpu",
+) -> FunctionMatcher:
+    """Make a matcher out of a function `f(source, target, keypoints) -> keypoints`.
+
+    Args:
+        function: answers in the pixels of the images it is given.
+        image: what it takes: "array" uint8 RGB (H, W, 3); "tensor" float (3, H, W) in [0, 1]; "batch" (1, 3, H, W).
+        points: "n2" (N, 2) or "2n" (2, N), x then y, in and out. Tensors when the images are; with a leading 1 for
+            "batch".
+        name: for messages and reports; the function's own by default.
+        input_size: what the function resizes its images to, int or (height, width), when it does: windows are then
+            resampled once, straight to it.
+        device: where tensors are put.
+
+    Raises:
+        InputError: not callable, or an unknown form.
+
+    >>> import numpy as np
+    >>> from kbc import Pair, as_matcher
+    >>> shift = as_matcher(lambda source, target, keypoints: keypoints + 1, name="shift")
+    >>> blank = np.zeros((8, 8, 3), np.uint8)
+    >>> shift.match([Pair(blank, blank, [[2, 3]])])[0].keypoints
+    array([[3., 4.]])
+    """
+    if not callable(function):
+        raise InputError(must_be("function", "callable", type(function).__name__))
+    if image not in ("array", "tensor", "batch"):
+        raise InputError(must_be("image", "'array', 'tensor' or 'batch'", repr(image)))
+    if points not in ("n2", "2n"):
+        raise InputError(must_be("points", "'n2' or '2n'", repr(points)))
+    return FunctionMatcher(function, image=image, points=points, name=name, input_size=input_size, device=device)

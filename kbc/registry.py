@@ -1,0 +1,60 @@
+"""Names → matchers, through the entry points of the group "kbc.matchers"."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, cast
+
+from kbc.errors import InputError, must_be
+from kbc.matcher import Matcher
+
+GROUP = "kbc.matchers"
+
+
+def available_matchers() -> list[str]:
+    """The names `load_matcher` knows, sorted; those of third parties included."""
+    return sorted(_found())
+
+
+def load_matcher(name: str, **options: Any) -> Matcher:
+    """Build a matcher by name.
+
+    Args:
+        name: one of `available_matchers()`.
+        options: what that matcher takes, e.g. `weights=`, `size=`, `checkout=`, `checkpoint=`, `device=`.
+
+    Raises:
+        InputError: an unknown name or option; the message gives the nearest known ones.
+        MissingDependencyError: the matcher needs an optional package.
+    """
+    known = _found()
+    if name not in known:
+        raise InputError(must_be("name", "a known matcher", repr(name), nearest(name, known)))
+    builder = known[name].load()
+    parameters = inspect.signature(builder).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for option in options:
+        if option not in parameters and not takes_any:
+            raise InputError(must_be("options", f"ones that {name!r} takes", repr(option), nearest(option, parameters)))
+    missing = [
+        key
+        for key, p in parameters.items()
+        if p.default is p.empty and key not in options and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if missing:
+        raise InputError(must_be("options", f"complete: {name!r} also needs {', '.join(missing)}", sorted(options)))
+    return cast(Matcher, builder(**options))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint: the nearest known names, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
+
+
+def _found() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}

@@ -1,0 +1,149 @@
+"""What flows through the house: a `Pair` goes in, a `Match` comes out, a `MatchResult` tells how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from kbc.errors import InputError, must_be
+from kbc.geometry import Box, Points, Window, as_points
+from kbc.images import Image, ImageLike, load_image
+
+Scores: TypeAlias = npt.NDArray[np.float64]
+"""(N,), higher is surer; the scale is the matcher's own. NaN where the point is undefined."""
+
+Kept: TypeAlias = Literal["fine", "whole", "coarse: not small", "coarse: refused", "coarse: outside", "coarse: failed"]
+"""Where an answer comes from: the fine pass, a joint choice on the whole image, or the coarse pass and why."""
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Pair:
+    """Two images and the points asked for.
+
+    Attributes:
+        source, target: RGB uint8 (H, W, 3). Paths, grey, RGBA and float arrays and (3, H, W) tensors are converted.
+        keypoints: (N, 2) float64 in the source, x then y, pixels, (0, 0) the centre of the top-left pixel. A row with
+            NaN asks for nothing and gets NaN.
+        source_box, target_box: where the object is, `Box` or xyxy pixel edges, when known (a detector, an annotation).
+
+    Raises:
+        InputError: an image that cannot be read, points or boxes of the wrong form, or a box outside its image.
+    """
+
+    source: Image
+    target: Image
+    keypoints: Points
+    source_box: Box | None
+    target_box: Box | None
+
+    def __init__(
+        self,
+        source: ImageLike,
+        target: ImageLike,
+        keypoints: object,
+        source_box: Box | tuple[float, float, float, float] | None = None,
+        target_box: Box | tuple[float, float, float, float] | None = None,
+    ) -> None:
+        put = object.__setattr__  # a frozen dataclass with conversion at the door
+        put(self, "source", _sealed(load_image(source, "source")))
+        put(self, "target", _sealed(load_image(target, "target")))
+        points = as_points(keypoints)
+        points[np.isnan(points).any(axis=1)] = np.nan
+        points.setflags(write=False)
+        put(self, "keypoints", points)
+        put(self, "source_box", _inside(source_box, self.source, "source_box"))
+        put(self, "target_box", _inside(target_box, self.target, "target_box"))
+
+    def swapped(self, keypoints: Points) -> Pair:
+        """The pair in the other direction, with points of the target: what a backward pass is asked."""
+        return Pair(self.target, self.source, keypoints, self.target_box, self.source_box)
+
+
+def _sealed(image: Image) -> Image:
+    """A read-only view, so that no matcher can paint over a caller's image; an already read-only array is kept."""
+    if not image.flags.writeable:
+        return image
+    view = image.view()
+    view.setflags(write=False)
+    return view
+
+
+def _inside(box: object, image: Image, argument: str) -> Box | None:
+    if box is None:
+        return None
+    given = Box.of(box, argument)  # type: ignore[arg-type]
+    clipped = given.clipped((image.shape[0], image.shape[1]))
+    if clipped.area <= 0:
+        size = f"{image.shape[1]}×{image.shape[0]}"
+        raise InputError(must_be(argument, f"a box that meets the image ({size})", given.xyxy, "the order is xyxy"))
+    return clipped
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A matcher's answer.
+
+    Attributes:
+        keypoints: (N, 2) float64 in the target's pixels; NaN where the source point is undefined or has no answer.
+        score: (N,) higher is surer, on the matcher's own scale, or None.
+    """
+
+    keypoints: Points
+    score: Scores | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MatchResult(Match):
+    """A KBC answer and how it came about.
+
+    Attributes:
+        coarse: (N, 2) what the matcher said on the whole images.
+        kept: N strings: "fine", "whole" (chosen jointly without cropping), or "coarse: …" and why.
+        source_window, target_window: what the last accepted fine pass saw, or None when there was none.
+        given: which boxes came from the user: subset of {"source", "target"}. With "target" the answer used knowledge
+            that a figure must name.
+        localizer: the strategy that found the target window.
+        calls: pairs handed to the matcher for this answer (coarse, candidates, fine, backward).
+        cost: the same in units of one plain match; images that a feature matcher shares between calls count once.
+        seconds: {"coarse", "localize", "fine", "total"} wall time of this pair (its share of a batch).
+        notes: what a user should know: a failed fine pass, a refused window.
+    """
+
+    coarse: Points = field(default_factory=lambda: np.empty((0, 2)))
+    kept: tuple[Kept, ...] = ()
+    source_window: Window | None = None
+    target_window: Window | None = None
+    given: frozenset[str] = frozenset()
+    localizer: str = ""
+    calls: int = 1
+    cost: float = 1.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready data: undefined coordinates are None."""
+
+        def rows(points: Points) -> list[list[float] | None]:
+            return [None if np.isnan(p).any() else [float(p[0]), float(p[1])] for p in points]
+
+        def window(w: Window | None) -> dict[str, Any] | None:
+            return None if w is None else {"box_xyxy": list(w.box.xyxy), "size_hw": list(w.size_hw)}
+
+        score = None if self.score is None else [None if np.isnan(s) else float(s) for s in self.score]
+        return {
+            "keypoints": rows(self.keypoints),
+            "score": score,
+            "coarse": rows(self.coarse),
+            "kept": list(self.kept),
+            "source_window": window(self.source_window),
+            "target_window": window(self.target_window),
+            "given": sorted(self.given),
+            "localizer": self.localizer,
+            "calls": self.calls,
+            "cost": self.cost,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,239 @@
+"""The door for images: every accepted form gives the same pixels, every other one a typed error with what it got."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import kbc
+from kbc.errors import InputError
+from kbc.images import fingerprint, load_image
+from kbc.types import Pair
+from tests.conftest import draw_scene
+
+SCENE = draw_scene(3, (45, 60))
+
+
+def written(path: Path, rgb: np.ndarray) -> Path:
+    assert cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    return path
+
+
+def test_a_file_is_rgb_in_any_form_of_path(tmp_path: Path) -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[..., 0] = 200  # red
+    path = written(tmp_path / "red ä.png", image)
+    for form in (path, str(path)):
+        assert np.array_equal(load_image(form), image)
+    assert load_image(path).dtype == np.uint8
+    pair = Pair(path, str(path), [[1, 1]])
+    assert pair.source[0, 0].tolist() == [200, 0, 0]
+
+
+def test_grey_alpha_and_deep_files_become_rgb(tmp_path: Path) -> None:
+    grey = SCENE[..., 1]
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    assert np.array_equal(load_image(tmp_path / "grey.png"), np.dstack([grey] * 3))
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([SCENE[..., ::-1], np.full(SCENE.shape[:2], 9, np.uint8)]))
+    assert np.array_equal(load_image(tmp_path / "alpha.png"), SCENE)
+    cv2.imwrite(str(tmp_path / "deep.png"), grey.astype(np.uint16) * 257)
+    deep = load_image(tmp_path / "deep.png")
+    assert deep.dtype == np.uint8
+    assert np.abs(deep[..., 0].astype(int) - grey).max() <= 1
+
+
+def test_arrays_and_tensors_give_the_same_pixels() -> None:
+    alpha = np.dstack([SCENE, np.zeros(SCENE.shape[:2], np.uint8)])
+    forms = [
+        SCENE,
+        alpha,
+        SCENE[:, ::-1][:, ::-1],
+        np.asfortranarray(SCENE),
+        SCENE.astype(np.float32) / 255,
+        SCENE.astype(np.float64) / 255,
+        torch.from_numpy(SCENE.copy()).permute(2, 0, 1),
+        torch.from_numpy(SCENE.copy()).permute(2, 0, 1).double() / 255,
+        (torch.from_numpy(SCENE.copy()).permute(2, 0, 1).float() / 255).requires_grad_(),
+    ]
+    for form in forms:
+        image = load_image(form)
+        assert np.array_equal(image, SCENE)
+        assert image.dtype == np.uint8
+        assert image.flags.c_contiguous
+    grey = SCENE[..., 0]
+    for single in (grey, grey[..., None], torch.from_numpy(grey.copy())[None]):
+        assert np.array_equal(load_image(single), np.dstack([grey] * 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_tensors(dtype: torch.dtype) -> None:
+    tensor = (torch.from_numpy(SCENE.copy()).permute(2, 0, 1).float() / 255).to(dtype)
+    assert np.abs(load_image(tensor).astype(int) - SCENE).max() <= 1
+
+
+def test_rgb_arrays_are_not_copied_and_not_written_to() -> None:
+    image = SCENE.copy()
+    assert load_image(image) is image
+    pair = Pair(image, image, [[1, 1]])
+    assert np.shares_memory(pair.source, image)
+    assert not pair.source.flags.writeable
+    assert image.flags.writeable
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9, 0.999])
+def test_broken_files_are_refused(tmp_path: Path, ending: str, keep: float) -> None:
+    path = written(tmp_path / f"photo{ending}", draw_scene(1))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(InputError, match="truncated" if keep else "empty") as caught:
+        Pair(SCENE, path, [[1, 1]])
+    assert str(path) in str(caught.value)
+    assert "`target`" in str(caught.value)
+
+
+def test_a_truncated_jpeg_is_not_saved_by_its_thumbnail(tmp_path: Path) -> None:
+    whole = written(tmp_path / "photo.jpg", draw_scene(1)).read_bytes()
+    thumbnail = written(tmp_path / "small.jpg", SCENE).read_bytes()
+    block = b"Exif\0\0" + thumbnail  # cameras store a complete JPEG, end marker included, in the header
+    header = b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
+    path = tmp_path / "camera.jpg"
+    path.write_bytes(whole[:2] + header + whole[2:])
+    assert np.array_equal(load_image(path), load_image(tmp_path / "photo.jpg"))
+    path.write_bytes(whole[:2] + header + whole[2:700])
+    assert path.read_bytes().endswith(whole[600:700])
+    assert b"\xff\xd9" in path.read_bytes()[-4096:]
+    with pytest.raises(InputError, match="truncated"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+def test_data_after_the_end_is_no_truncation(tmp_path: Path, ending: str) -> None:
+    """Phones append a film to their pictures."""
+    path = written(tmp_path / f"motion{ending}", SCENE)
+    before = load_image(path)
+    path.write_bytes(path.read_bytes() + bytes(100_000))
+    assert np.array_equal(load_image(path), before)
+
+
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "notes.png"
+    text.write_text("hello")
+    with pytest.raises(InputError, match="cannot decode"):
+        load_image(text)
+    with pytest.raises(InputError, match=r"existing image file.*nowhere"):
+        load_image(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match="existing image file"):
+        load_image(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".bmp", ".webp", ".tiff"])
+def test_other_formats(tmp_path: Path, ending: str) -> None:
+    path = written(tmp_path / f"photo{ending}", SCENE)
+    assert load_image(path).shape == SCENE.shape
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((3, 8, 9), np.uint8), "channels last"),
+        (np.zeros((8, 9, 2), np.uint8), r"shape \(8, 9, 2\)"),
+        (np.zeros((2, 8, 9, 3), np.uint8), r"shape \(2, 8, 9, 3\)"),
+        (np.zeros((0, 9, 3), np.uint8), "1×1"),
+        (np.zeros((8, 0), np.uint8), "1×1"),
+        (np.zeros(5, np.uint8), r"shape \(5,\)"),
+        (np.zeros((8, 9, 3), np.int64), "int64"),
+        (np.zeros((8, 9, 3), np.uint16), "uint16"),
+        (np.zeros((8, 9, 3), bool), "bool"),
+        (np.full((8, 9, 3), 255.0), "255"),
+        (np.full((8, 9, 3), -0.1), r"-0\.1"),
+        (np.full((8, 9, 3), np.nan), "nan"),
+        (torch.zeros(8, 9, 3), r"\(3, H, W\).*\(8, 9, 3\)"),
+        (torch.zeros(1, 3, 8, 9), r"\(1, 3, 8, 9\)"),
+        (torch.zeros(3, 8, 9, dtype=torch.int32), "int32"),
+        ([[1, 2], [3, 4]], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_wrong_shapes_types_and_ranges_are_named(image: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_image(image, "source")  # type: ignore[arg-type]
+    assert "`source`" in str(caught.value)
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (20, 20000), (20000, 20)])
+def test_extreme_sizes_go_through_file_and_matcher(tmp_path: Path, size_hw: tuple[int, int]) -> None:
+    image = cv2.resize(SCENE, size_hw[::-1])
+    path = written(tmp_path / "long.png", image)
+    assert np.array_equal(load_image(path), image)
+    middle = [[size_hw[1] / 2 - 0.5, size_hw[0] / 2 - 0.5]]
+    answer = kbc.wrap(kbc.load_matcher("hog", size=64))(path, path, middle)
+    assert answer.shape == (1, 2)
+    assert np.isfinite(answer).all()
+
+
+def test_fingerprints_depend_on_pixels_and_shape_alone() -> None:
+    assert fingerprint(SCENE) == fingerprint(SCENE.copy()) == fingerprint(np.asfortranarray(SCENE))
+    other = SCENE.copy()
+    other[-1, -1, -1] ^= 1
+    assert fingerprint(other) != fingerprint(SCENE)
+    flat = np.zeros((4, 6, 3), np.uint8)
+    assert fingerprint(flat) != fingerprint(flat.reshape(6, 4, 3))
+
+
+def test_a_reused_video_buffer_is_never_taken_for_the_last_frame() -> None:
+    buffer = SCENE.copy()
+    seen = {fingerprint(Pair(buffer, buffer, [[0, 0]]).source)}
+    for frame in range(1, 4):
+        buffer[:] = np.roll(SCENE, frame, axis=1)
+        seen.add(fingerprint(Pair(buffer, buffer, [[0, 0]]).source))
+    assert len(seen) == 4
+    hog = kbc.load_matcher("hog", size=64)
+    buffer[:] = SCENE
+    first = hog.match([Pair(SCENE, buffer, [[30, 20]])])[0].keypoints
+    buffer[:] = np.roll(SCENE, 16, axis=1)
+    second = hog.match([Pair(SCENE, buffer, [[30, 20]])])[0].keypoints
+    assert np.abs(second - first).max() > 8
+
+
+def test_an_image_from_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = load_image(written(tmp_path / "photo.png", SCENE))
+    assert not image.flags.writeable
+    first = fingerprint(image)
+    hashed: list[int] = []
+    monkeypatch.setattr("kbc.images.hashlib.blake2b", lambda *a, **k: hashed.append(1))
+    assert fingerprint(Pair(image, image, [[0, 0]]).source) == first
+    assert not hashed
+
+
+def test_fingerprints_forget_dead_images_and_survive_threads(tmp_path: Path) -> None:
+    from kbc import images
+
+    path = written(tmp_path / "photo.png", SCENE)
+    before = len(images._digests)
+    expected = fingerprint(SCENE)
+    wrong: list[object] = []
+
+    def work() -> None:
+        for _ in range(100):
+            if fingerprint(load_image(path)) != expected:
+                wrong.append("digest")
+
+    shared = load_image(path)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert fingerprint(shared) == expected
+    for thread in threads:
+        thread.join()
+    del shared
+    assert not wrong
+    assert len(images._digests) <= before + 1

@@ -1,0 +1,104 @@
+"""Where is the object? Every strategy finds a planted one, at the cost that its docstring states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import pytest
+
+import kbc
+from kbc.judge import agreement_of, cycle_error
+from kbc.localize import LOCALIZERS
+from kbc.types import Match, Pair
+from tests.conftest import draw_scene
+
+POINTS = np.array([[40.0, 45.0], [90.0, 40.0], [65.0, 80.0], [45.0, 95.0], [95.0, 90.0]])
+
+
+def planted() -> tuple[Pair, np.ndarray]:
+    """A textured patch, large in the source, small in a cluttered target; and the true target points."""
+    patch = draw_scene(7, (130, 130))
+    source = cv2.GaussianBlur(draw_scene(8, (260, 260)), (0, 0), 3)
+    source[60:190, 50:180] = patch
+    target = cv2.GaussianBlur(draw_scene(9, (400, 400)), (0, 0), 3)
+    small = cv2.resize(patch, (65, 65), interpolation=cv2.INTER_AREA)
+    target[250:315, 280:345] = small
+    truth = (POINTS + 0.5) / 2 - 0.5 + [280, 250]
+    return Pair(source, target, POINTS + np.array([50, 60])), truth
+
+
+@pytest.mark.parametrize(("localizer", "budget"), [("search", "thorough"), ("best", "balanced"), ("best", "thorough")])
+def test_a_planted_object_is_found(localizer: str, budget: str) -> None:
+    pair, truth = planted()
+    result = kbc.wrap(kbc.load_matcher("hog"), localizer=localizer, budget=budget).match([pair])[0]
+    assert result.target_window is not None
+    assert result.target_window.box.contains(truth).all()
+    assert result.target_window.box.longest < 200
+    assert np.linalg.norm(result.keypoints - truth, axis=1).mean() < 5
+
+
+class Scattered:
+    """Right about most points on the whole image, wrong about one; knows nothing but the truth it is given."""
+
+    name = "scattered"
+    input_size = 128
+
+    def __init__(self, truth: np.ndarray) -> None:
+        self.truth = truth
+        self.windows: list[tuple[int, int]] = []
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        answers = []
+        for pair in pairs:
+            self.windows.append(pair.target.shape[:2])
+            answer = self.truth.copy()
+            answer[0] = [5.0, 5.0]
+            answers.append(Match(answer if pair.target.shape[:2] == (400, 400) else np.full(self.truth.shape, 64.0)))
+        return answers
+
+
+def test_consensus_is_not_pulled_by_a_stray_point() -> None:
+    pair, truth = planted()
+    windows = {}
+    for localizer in ("predicted", "consensus"):
+        wrapped = kbc.wrap(Scattered(truth), localizer=localizer, accept_margin=-10, passes=1)
+        window = wrapped.match([pair])[0].target_window
+        assert window is not None
+        windows[localizer] = window.box
+    assert windows["predicted"].longest > 350
+    assert windows["consensus"].longest < 120
+    assert windows["consensus"].contains(truth).all()
+
+
+@pytest.mark.parametrize("localizer", sorted(LOCALIZERS))
+@pytest.mark.parametrize(("budget", "most"), [("fast", 2.0), ("balanced", 4.0), ("thorough", 16.0)])
+def test_no_strategy_exceeds_its_budget(localizer: str, budget: str, most: float) -> None:
+    pair, truth = planted()
+    box = kbc.Box.around(truth) if localizer == "given" else None
+    asked = Pair(pair.source, pair.target, pair.keypoints, target_box=box)
+    result = kbc.wrap(kbc.load_matcher("hog"), localizer=localizer, budget=budget).match([asked])[0]
+    assert result.cost <= most
+    if localizer in ("predicted", "consensus", "given"):
+        assert result.cost <= 4.0
+
+
+def test_an_object_that_is_not_there_is_refused() -> None:
+    pair, _ = planted()
+    flat = np.full((400, 400, 3), 128, np.uint8)
+    result = kbc.wrap(kbc.load_matcher("hog"), budget="balanced").match([Pair(pair.source, flat, pair.keypoints)])[0]
+    assert set(result.kept) <= {"coarse: refused", "coarse: not small"}
+    assert np.array_equal(result.keypoints, result.coarse)
+
+
+def test_agreement_and_cycle_error() -> None:
+    assert agreement_of(POINTS, POINTS * 2 + 5) == pytest.approx(1.0, abs=0.26)
+    scrambled = POINTS[[3, 1, 4, 0, 2]]
+    assert agreement_of(POINTS, scrambled) < agreement_of(POINTS, POINTS) - 0.3
+    assert agreement_of(POINTS[:2], POINTS[:2]) == 0.5
+    assert cycle_error(POINTS, POINTS) == 0
+    assert cycle_error(POINTS, POINTS + np.array([5.5, 0.0])) == pytest.approx(0.1)
+    assert cycle_error(POINTS, POINTS + 1000) == 0.5
+    assert cycle_error(POINTS, None) == 0.5
+    assert cycle_error(POINTS, np.full(POINTS.shape, np.nan)) == 0.5

@@ -1,0 +1,296 @@
+"""KBC around a matcher: a perfect matcher stays perfect, a bad one is caught, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+import kbc
+from kbc.pipeline import KBCMatcher
+from kbc.types import Match, Pair
+from tests.conftest import Oracle, draw_scene, ramp
+
+SIZE = (220, 250)
+WARP = np.array([[0.9, 0.1, 12.3], [-0.08, 1.1, 7.7]])
+SMALL = np.array([[60.2, 70.1], [85.7, 64.4], [71.3, 92.8], [90.0, 90.0]])
+
+
+def truth(points: np.ndarray) -> np.ndarray:
+    return points @ WARP[:, :2].T + WARP[:, 2]
+
+
+def oracle_pair(points: np.ndarray = SMALL, **boxes: object) -> Pair:
+    return Pair(ramp(SIZE), ramp(SIZE), points, **boxes)  # type: ignore[arg-type]
+
+
+def error(result: Match, points: np.ndarray = SMALL) -> float:
+    return float(np.abs(result.keypoints - truth(points)).max())
+
+
+@pytest.mark.parametrize("localizer", ["predicted", "consensus", "heatmap", "search", "best"])
+@pytest.mark.parametrize("budget", ["fast", "balanced", "thorough"])
+def test_a_perfect_matcher_stays_perfect(localizer: str, budget: str) -> None:
+    result = kbc.wrap(Oracle(WARP), localizer=localizer, budget=budget).match([oracle_pair()])[0]
+    assert error(result) <= 0.05
+    if localizer != "heatmap":  # which needs maps, that an oracle has not
+        assert result.kept == ("fine",) * 4
+        assert result.target_window is not None
+        assert result.target_window.scale_xy[0] > 1.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"passes": 0},
+        {"passes": 3},
+        {"aspect": "image"},
+        {"margin": 0.0},
+        {"max_enlargement": 1.0},
+        {"interpolation": "linear"},
+        {"batch_size": 1},
+        {"small_below": 1.0},
+    ],
+)
+def test_every_option_keeps_a_perfect_matcher_perfect(options: dict[str, object]) -> None:
+    assert error(kbc.wrap(Oracle(WARP), **options).match([oracle_pair()])[0]) <= 0.05
+
+
+def test_given_boxes_replace_the_guess_and_are_named() -> None:
+    target = kbc.Box.around(truth(SMALL))
+    assert target is not None
+    source = kbc.Box(50, 55, 100, 105)
+    result = kbc.wrap(Oracle(WARP)).match([oracle_pair(source_box=source, target_box=target)])[0]
+    assert error(result) <= 0.05
+    assert result.given == {"source", "target"}
+    assert result.localizer == "given"
+    assert result.source_window is not None
+    assert result.source_window.box.center == pytest.approx(source.center, abs=1)
+    given = kbc.wrap(Oracle(WARP), localizer="given")
+    assert error(given.match([oracle_pair(target_box=target.xyxy)])[0]) <= 0.05
+    with pytest.raises(kbc.InputError, match="target_box"):
+        given.match([oracle_pair()])
+
+
+def test_tensors_and_floats_are_accepted() -> None:
+    image = torch.from_numpy(ramp(SIZE)).permute(2, 0, 1).float() / 255
+    wrapped = kbc.wrap(Oracle(WARP))
+    for form in (image, image.permute(1, 2, 0).numpy(), np.dstack([ramp(SIZE), np.full(SIZE, 255, np.uint8)])):
+        answer = wrapped(form, form, torch.from_numpy(SMALL))
+        assert np.abs(answer - truth(SMALL)).max() <= 0.05
+
+
+def test_a_batch_equals_pair_by_pair() -> None:
+    rng = np.random.default_rng(5)
+    pairs = []
+    for count in (1, 2, 5, 3, 9, 4, 2):
+        centre = rng.uniform(60, 150, 2)
+        pairs.append(oracle_pair(centre + rng.uniform(-20, 20, (count, 2))))
+    pairs.insert(3, oracle_pair(np.array([[5.0, 5.0], [240.0, 210.0]])))  # not small
+    wrapped = kbc.wrap(Oracle(WARP), batch_size=3)
+    seen: list[tuple[int, int]] = []
+    together = wrapped.match(pairs, progress=lambda done, total: seen.append((done, total)))
+    for pair, result in zip(pairs, together, strict=True):
+        alone = kbc.wrap(Oracle(WARP)).match([pair])[0]
+        assert np.abs(result.keypoints - alone.keypoints).max() <= 1e-4
+        assert result.kept == alone.kept
+    assert seen == [(3, 8), (6, 8), (8, 8)]
+
+
+def test_nothing_small_is_one_call_and_says_so() -> None:
+    oracle = Oracle(WARP)
+    points = np.array([[5.0, 8.0], [240.0, 12.0], [120.0, 210.0]])
+    result = kbc.wrap(oracle).match([oracle_pair(points)])[0]
+    assert oracle.seen == 1
+    assert result.calls == 1
+    assert result.kept == ("coarse: not small",) * 3
+    assert np.array_equal(result.keypoints, result.coarse)
+
+
+def test_the_default_rule_calls_a_plain_matcher_twice() -> None:
+    oracle = Oracle(WARP)
+    result = kbc.wrap(oracle).match([oracle_pair()])[0]
+    assert (oracle.seen, result.calls, result.cost) == (2, 2, 2.0)
+
+
+@pytest.mark.parametrize(("budget", "most"), [("fast", 2), ("balanced", 4), ("thorough", 16)])
+def test_budgets_are_kept(budget: str, most: int) -> None:
+    points = np.array([[60.2, 70.1], [85.7, 64.4], [71.3, 92.8], [90.0, 90.0]])
+
+    class Noisy(Oracle):
+        def _one(self, pair: Pair) -> np.ndarray:
+            rng = np.random.default_rng(self.seen)
+            return super()._one(pair) + rng.normal(0, 8, pair.keypoints.shape)
+
+    noisy = Noisy(WARP)
+    result = kbc.wrap(noisy, budget=budget, passes=8).match([oracle_pair(points)])[0]
+    assert noisy.seen <= most
+    assert result.cost <= most
+    hog = kbc.load_matcher("hog")
+    result = kbc.wrap(hog, budget=budget, passes=4).match([Pair(draw_scene(1), draw_scene(2), points)])[0]
+    encoded = hog.encoded * 0.5 + (1.5 if budget == "thorough" else 0.0)  # type: ignore[attr-defined]
+    assert encoded == result.cost <= most  # the zoomed target is one image of four times the size: 2 units, not 0.5
+
+
+def test_undefined_points_stay_undefined() -> None:
+    points = SMALL.copy()
+    points[1] = np.nan, 3.0
+    result = kbc.wrap(Oracle(WARP)).match([oracle_pair(points)])[0]
+    assert np.isnan(result.keypoints[1]).all()
+    assert np.abs(result.keypoints - truth(SMALL))[[0, 2, 3]].max() <= 0.05
+    nothing = kbc.wrap(Oracle(WARP)).match([oracle_pair(np.full((2, 2), np.nan))])[0]
+    assert np.isnan(nothing.keypoints).all()
+    assert nothing.calls == 1
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [[100.0, 90.0]],
+        [[100.0, 90.0]] * 3,
+        [[90.0, 90.0], [110.0, 90.0], [120.0, 90.0]],
+        [[0.0, 0.0], [12.0, 9.0]],
+        [[249.0, 219.0], [240.0, 215.0], [244.0, 212.0]],
+        [[-3.0, -2.0], [5.0, 6.0], [4.0, 9.0]],
+    ],
+    ids=["single", "coincident", "collinear", "corner", "other corner", "outside"],
+)
+def test_awkward_points(points: list[list[float]]) -> None:
+    asked = np.array(points)
+    identity = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    for budget in ("fast", "thorough"):
+        result = kbc.wrap(Oracle(identity), budget=budget).match([oracle_pair(asked)])[0]
+        assert np.abs(result.keypoints - asked).max() <= 0.05
+
+
+class Fails(Oracle):
+    """Right on the whole images, broken through windows."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(WARP, max_batch=4)
+        self.how = how
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        found = super().match(pairs)
+        for index, pair in enumerate(pairs):
+            if pair.source.shape[:2] == SIZE and pair.source[0, 0, 0] == 0:
+                continue
+            if self.how == "raises":
+                raise RuntimeError("out of memory")
+            points = found[index].keypoints
+            wrong = {"nan": points * np.nan, "shape": points[:-1], "far": points + 1e6, "edge": points * 0 - 60.0}
+            found[index] = Match(wrong[self.how])
+        return found
+
+
+@pytest.mark.parametrize("how", ["raises", "nan", "shape", "far", "edge"])
+@pytest.mark.parametrize("localizer", ["predicted", "best"])
+def test_a_failed_fine_pass_keeps_the_coarse_answer_and_says_so(how: str, localizer: str) -> None:
+    sound = oracle_pair(np.array([[5.0, 8.0], [240.0, 12.0], [120.0, 210.0]]))
+    results = kbc.wrap(Fails(how), localizer=localizer).match([oracle_pair(), sound])
+    assert error(results[0]) <= 0.05
+    assert all(reason.startswith("coarse") for reason in results[0].kept)
+    assert results[0].kept[0] != "coarse: not small"
+    if how in ("raises", "shape", "far"):
+        assert any("fine pass failed" in note for note in results[0].notes)
+    assert results[1].kept == ("coarse: not small",) * 3
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda s, t, k: 1 / 0, "ZeroDivisionError"),
+        (lambda s, t, k: k[:-1], r"shape \(4, 2\), received \(3, 2\)"),
+        (lambda s, t, k: k.T, "shape"),
+        (lambda s, t, k: None, "shape"),
+        (lambda s, t, k: k * np.inf, "finite"),
+        (lambda s, t, k: k + 5000, "target's pixels"),
+    ],
+)
+def test_a_broken_matcher_is_named(function: object, message: str) -> None:
+    matcher = kbc.as_matcher(function, name="mine")  # type: ignore[arg-type]
+    with pytest.raises(kbc.MatcherError, match=message) as caught:
+        kbc.wrap(matcher).match([oracle_pair()])
+    assert "'mine'" in str(caught.value)
+
+
+def test_wrong_numbers_of_matches_are_refused() -> None:
+    class Short(Oracle):
+        def match(self, pairs: Sequence[Pair]) -> list[Match]:
+            return super().match(pairs)[:-1]
+
+    with pytest.raises(kbc.MatcherError, match="one Match per pair"):
+        kbc.wrap(Short(WARP)).match([oracle_pair(), oracle_pair()])
+
+
+def test_a_matcher_cannot_spoil_its_callers_data() -> None:
+    source, points = ramp(SIZE), SMALL.copy()
+
+    def spoils(s: np.ndarray, t: np.ndarray, k: np.ndarray) -> np.ndarray:
+        answer = k.copy()
+        s[:], t[:], k[:] = 0, 0, -1
+        return answer
+
+    kbc.wrap(spoils)(source, source, points)
+    assert np.array_equal(source, ramp(SIZE))
+    assert np.array_equal(points, SMALL)
+
+    class Spoils(Oracle):
+        def match(self, pairs: Sequence[Pair]) -> list[Match]:
+            pairs[0].source[:] = 0
+            return super().match(pairs)
+
+    with pytest.raises(kbc.MatcherError, match="read-only"):
+        kbc.wrap(Spoils(WARP))(source, source, points)
+
+
+def test_tiny_and_stripe_images() -> None:
+    same = kbc.as_matcher(lambda s, t, k: k)
+    for size in ((1, 1), (2, 2), (20, 20000), (3000, 3)):
+        image = np.zeros((*size, 3), np.uint8)
+        answer = kbc.wrap(same, budget="thorough")(image, image, [[0, 0]])
+        assert np.abs(answer).max() <= 0.05
+        hog = kbc.wrap(kbc.load_matcher("hog"))
+        assert hog(image, image, [[0, 0]]).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: kbc.wrap(Oracle(WARP)).match([oracle_pair(np.empty((0, 2)))]), "at least one"),
+        (lambda: kbc.wrap(Oracle(WARP)).match([(1, 2, 3)]), "kbc.Pair"),
+        (lambda: kbc.wrap(3), "function"),
+        (lambda: kbc.wrap(Oracle(WARP), budgett="fast"), "'budget'"),
+        (lambda: kbc.wrap(Oracle(WARP), budget="huge"), "budget"),
+        (lambda: kbc.wrap(Oracle(WARP), margin=-1), "margin"),
+        (lambda: Pair(ramp(SIZE), ramp(SIZE), [[1, 2, 3]]), r"\(N, 2\)"),
+        (lambda: oracle_pair(source_box=(500, 500, 600, 600)), "meets the image"),
+        (lambda: oracle_pair(target_box=(9, 9, 3, 12)), "xyxy"),
+    ],
+)
+def test_bad_input_is_a_typed_error(build: object, message: str) -> None:
+    with pytest.raises(kbc.InputError, match=message):
+        build()  # type: ignore[operator]
+
+
+def test_results_are_json_ready() -> None:
+    import json
+
+    points = SMALL.copy()
+    points[0] = np.nan
+    result = kbc.wrap(Oracle(WARP)).match([oracle_pair(points)])[0]
+    data = json.loads(json.dumps(result.to_dict()))
+    assert data["keypoints"][0] is None
+    assert data["keypoints"][1] == pytest.approx(truth(SMALL)[1].tolist(), abs=0.05)
+    assert data["target_window"]["size_hw"]
+    assert set(data["seconds"]) == {"coarse", "localize", "fine", "total"}
+
+
+def test_wrapping_again_only_changes_the_config() -> None:
+    once = kbc.wrap(Oracle(WARP))
+    again = kbc.wrap(once, budget="thorough")
+    assert isinstance(again, KBCMatcher)
+    assert again.matcher is once.matcher
+    assert (once.config.budget, again.config.budget) == ("fast", "thorough")
