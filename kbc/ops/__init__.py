@@ -1,0 +1,19 @@
+"""4D convolution: `center_pivot_conv4d`, its modules and the exact evaluation of only the rows that are asked for."""
+
+from kbc.ops.conv4d import Activation, Backend, Padding, center_pivot_conv4d
+from kbc.ops.cpu import empty_channels_last
+from kbc.ops.modules import CenterPivotConv4d, CenterPivotStack, Conv4d
+from kbc.ops.query_rows import Layer, query_rows
+
+__all__ = [
+    "Activation",
+    "Backend",
+    "CenterPivotConv4d",
+    "CenterPivotStack",
+    "Conv4d",
+    "Layer",
+    "Padding",
+    "center_pivot_conv4d",
+    "empty_channels_last",
+    "query_rows",
+]
