@@ -1,0 +1,129 @@
+"""AP-10K (Yu et al., NeurIPS 2021) as the correspondence benchmark of GeoAware-SC (Zhang et al., CVPR 2024)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from kbc.data.records import (
+    CACHE_BYTES,
+    Dataset,
+    PairRecord,
+    Problems,
+    Record,
+    box_xywh,
+    existing,
+    inside,
+    read_json,
+)
+from kbc.errors import DataError, InputError, must_be
+from kbc.geometry import Points
+
+_FOLDERS = {"intra-species": "", "cross-species": "_cross_species", "cross-family": "_cross_family"}
+_Four = Annotated[list[float], Field(min_length=4, max_length=4)]
+
+
+class _Pair(Record):
+    src_json_path: str
+    trg_json_path: str
+
+
+class _Image(Record):
+    bbox: _Four
+    keypoints: list[float]
+    name: str = ""
+    supercategory: str = ""
+    file_name: str = ""
+
+
+def open_ap10k(
+    root: str | Path,
+    *,
+    benchmark: Literal["intra-species", "cross-species", "cross-family"] = "intra-species",
+    split: Literal["trn", "val", "test"] = "test",
+    occluded: bool = True,
+    cache_bytes: int = CACHE_BYTES,
+) -> Dataset:
+    """AP-10K's correspondence benchmark as its authors distribute it.
+
+    `PairAnnotation/<split>[_cross_species|_cross_family]/<a>-<b>:<group>.json` names two files of
+    `ImageAnnotation/<family>/<species>/` (by a path from the authors' working directory: only the part from
+    `ImageAnnotation` on counts), each one COCO instance with its `bbox` (x, y, width, height) and 17 points; the
+    image is its namesake in `JPEGImages`. Points are taken as they stand, 0-based.
+
+    Args:
+        root: the folder `ap-10k`.
+        benchmark: which of the three; the training split has only "intra-species".
+        split: "trn", "val" or "test".
+        occluded: points marked hidden (v = 1) count as well, as in the benchmark's own evaluation.
+        cache_bytes: memory for decoded images.
+
+    Raises:
+        DataError: the folder lacks the split. Single broken pairs become `problems`.
+    """
+    base = Path(root)
+    if benchmark not in _FOLDERS:
+        raise InputError(must_be("benchmark", f"one of {', '.join(_FOLDERS)}", repr(benchmark)))
+    if split not in ("trn", "val", "test"):
+        raise InputError(must_be("split", "one of trn, val, test", repr(split)))
+    folder = base / "PairAnnotation" / (split + _FOLDERS[benchmark])
+    if not folder.is_dir():
+        raise DataError(must_be("root", f"the folder ap-10k, with PairAnnotation/{folder.name}", repr(str(root))))
+    problems = Problems()
+    held: dict[str, _Image] = {}
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            records.append(_record(base, path, held, 1 if occluded else 2))
+        except DataError as error:
+            problems.add(f"PairAnnotation/{folder.name}/{path.name}", error, 1)
+    if not records and not list(problems):
+        raise DataError(f"{folder}: it holds no pair")
+    return Dataset(f"AP-10K {benchmark} {split}", records, problems, cache_bytes=cache_bytes)
+
+
+def _record(base: Path, path: Path, held: dict[str, _Image], visible: int) -> PairRecord:
+    pair = read_json(path, _Pair)
+    sides = []
+    for name in (pair.src_json_path, pair.trg_json_path):
+        below = re.split(r"(?:^|/)ImageAnnotation/", name.replace("\\", "/"))[-1]
+        if below not in held:
+            held[below] = read_json(inside(base / "ImageAnnotation", below, "json path"), _Image)
+        annotation = held[below]
+        sides.append((_image(base, below, annotation), _points(below, annotation, visible), annotation))
+    (source, points, first), (target, target_points, second) = sides
+    if len(points) != len(target_points):
+        raise DataError(f"{len(points)} points on one side, {len(target_points)} on the other")
+    group = re.split(r"[:_]", path.stem)[-1] if re.search(r"[:_]", path.stem) else first.name
+    record = PairRecord(
+        id=path.stem,
+        source_path=source,
+        target_path=target,
+        keypoints=points,
+        target_keypoints=target_points,
+        source_box=box_xywh(first.bbox),
+        target_box=box_xywh(second.bbox),
+        category=group,
+        fields={"source_species": first.name, "target_species": second.name},
+    )
+    if np.isnan(record.keypoints).all():
+        raise DataError("no point is visible in both images")
+    return record
+
+
+def _image(base: Path, below: str, annotation: _Image) -> Path:
+    folder = inside(base / "JPEGImages", below, "json path").parent
+    if annotation.file_name and inside(folder, annotation.file_name, "file_name").is_file():
+        return inside(folder, annotation.file_name, "file_name")
+    return existing(folder / f"{Path(below).stem}.jpg")
+
+
+def _points(below: str, annotation: _Image, visible: int) -> Points:
+    if len(annotation.keypoints) % 3:
+        raise DataError(f"{below}: field 'keypoints' must hold triples x, y, v, received {len(annotation.keypoints)}")
+    rows = np.array(annotation.keypoints, dtype=np.float64).reshape(-1, 3)
+    return np.where(rows[:, 2:] >= visible, rows[:, :2], np.nan)

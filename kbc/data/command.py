@@ -1,0 +1,113 @@
+"""`kbc data check DIR` and `kbc data sources`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kbc.data import KINDS, Dataset, open_dataset
+from kbc.errors import DataError, must_be
+
+HELP = "check a copy of a data set, or print where the official ones come from"
+
+SOURCES = """\
+Nothing is downloaded by kbc. Where the official files are, and what is known of their terms:
+
+SPair-71k      https://cvlab.postech.ac.kr/research/SPair-71k/   (SPair-71k.tar.gz)
+               No licence is stated for the annotations. Images are from PASCAL VOC 2012 and PASCAL3D+,
+               that is from Flickr, whose terms hold.
+PF-PASCAL      https://www.di.ens.fr/willow/research/proposalflow/   (PF-dataset-PASCAL.zip)
+               Pair lists: https://www.di.ens.fr/willow/research/cnngeometric/
+               (other_resources/test_pairs_pf_pascal.csv, val_pairs_pf_pascal.csv)
+               No licence is stated. Images are from PASCAL VOC 2011, that is from Flickr, whose terms hold.
+PF-WILLOW      https://www.di.ens.fr/willow/research/proposalflow/   (PF-dataset.zip)
+               Pair list: https://www.di.ens.fr/willow/research/cnngeometric/ (other_resources/test_pairs_pf.csv)
+               No licence is stated.
+AP-10K         https://github.com/AlexTheBad/AP-10K   (CC BY 4.0, says its README)
+               As correspondence benchmark, with PairAnnotation: https://github.com/Junyi42/GeoAware-SC
+               (data/prepare_ap10k.sh names the archive)
+
+Your own data: COCO keypoints JSON as annotations.json, and if you like pairs.json with
+{"pairs": [[source annotation id, target annotation id], …]}; see kbc.data.coco.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of `kbc data`."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    check = actions.add_parser("check", help="open everything and say what is wrong")
+    check.add_argument("folder", metavar="DIR")
+    check.add_argument("--kind", choices=[kind for kind in KINDS if kind != "scenes"], help="default: by the layout")
+    actions.add_parser("sources", help="where the official data sets come from, and their terms")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when nothing is wrong, 1 otherwise."""
+    if args.action == "sources":
+        print(SOURCES, end="")
+        return 0
+    folder = Path(args.folder)
+    kind = args.kind or detect(folder)
+    wrong = 0
+    for dataset in _parts(kind, folder):
+        problems = dataset.check()
+        lost = sum(problem.pairs for problem in dataset.problems)
+        images = len(dataset.images())
+        print(f"{dataset.name}: {len(dataset)} usable pairs of {images} images, {lost} pairs left out")
+        for problem in problems:
+            print(f"  {problem}")
+        wrong += len(problems)
+    print(f"{wrong} problems" if wrong else "nothing wrong")
+    return 1 if wrong else 0
+
+
+def detect(folder: Path) -> str:
+    """The kind of data set a folder holds, by its layout.
+
+    Raises:
+        DataError: none of the known layouts.
+    """
+    has = [(folder / name).exists() for name in ("PairAnnotation", "Layout", "annotations.json")]
+    if has[0]:
+        return "spair" if has[1] else "ap10k"
+    if (folder / "JPEGImages").is_dir() or (folder / "PF-dataset-PASCAL").is_dir():
+        return "pfpascal"
+    names = ("PF-dataset-WILLOW", "PF-dataset", "PF-WILLOW")
+    if any((folder / name).is_dir() for name in names) or any(folder.glob("*/*.mat")):
+        return "pfwillow"
+    if has[2]:
+        return "coco"
+    hint = "name the layout with --kind"
+    raise DataError(must_be("DIR", f"one of the layouts {', '.join(KINDS)}", repr(str(folder)), hint))
+
+
+def _parts(kind: str, folder: Path) -> Iterator[Dataset]:
+    """Every split there is; at least one."""
+    options: list[dict[str, Any]] = [{}]
+    if kind == "spair":
+        options = [{"split": split} for split in _splits(folder / "PairAnnotation", "{}")]
+    elif kind == "pfpascal":
+        places = (folder, folder / "PF-dataset-PASCAL")
+        options = [
+            {"split": split}
+            for split, words in (("trn", ("trn", "train")), ("val", ("val",)), ("test", ("test",)))
+            if any(any(place.glob(f"{word}_pairs*.csv")) for place in places for word in words)
+        ]
+    elif kind == "ap10k":
+        options = [
+            {"split": split, "benchmark": benchmark}
+            for benchmark, tail in (
+                ("intra-species", ""),
+                ("cross-species", "_cross_species"),
+                ("cross-family", "_cross_family"),
+            )
+            for split in _splits(folder / "PairAnnotation", "{}" + tail)
+        ]
+    for chosen in options or [{}]:
+        yield open_dataset(kind, folder, **chosen)
+
+
+def _splits(folder: Path, name: str) -> list[str]:
+    return [split for split in ("trn", "val", "test") if (folder / name.format(split)).is_dir()]

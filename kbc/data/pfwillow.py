@@ -1,0 +1,135 @@
+"""PF-WILLOW (Ham, Cho, Schmid, Ponce: Proposal Flow, CVPR 2016): 10 categories, 100 images, 900 pairs."""
+
+from __future__ import annotations
+
+import csv
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+
+from kbc.data.matlab import from_matlab, read_mat
+from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems, existing, inside
+from kbc.errors import DataError, must_be
+from kbc.geometry import Box, Points, defined
+
+_POINTS = 10
+_FOLDERS = ("PF-dataset-WILLOW", "PF-dataset", "PF-WILLOW")
+_PAIR_FILES = ("test_pairs.csv", "test_pairs_pf.csv")
+
+
+def open_pfwillow(root: str | Path, *, pairs: str | None = None, cache_bytes: int = CACHE_BYTES) -> Dataset:
+    """PF-WILLOW from either of its layouts.
+
+    With a CSV (`imageA, imageB, XA1…XA10, YA1…YA10, XB1…, YB1…`, the list that the literature evaluates on) its rows
+    are the pairs and its columns the points. Without one, the original layout `<class>/<name>.png` and `.mat` is read
+    and every ordered pair of two images of a class is taken: 10·10·9 = 900 pairs. Points are MATLAB's, counted from
+    1, in both (the evaluation code that came with the CSV, of the weakalign family, normalises them as such), and are
+    given here counted from 0. There are no annotated boxes: the box is the extent of the ten points.
+
+    Args:
+        root: the folder that holds `PF-dataset-WILLOW` (or `PF-dataset`), or that folder itself.
+        pairs: name of the CSV below `root`; by default `test_pairs.csv` or `test_pairs_pf.csv` if there.
+        cache_bytes: memory for decoded images.
+
+    Raises:
+        DataError: the folder or the CSV as a whole cannot be used. Single broken entries become `problems`.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise DataError(must_be("root", "an existing folder", repr(str(root))))
+    folder = next((base / name for name in _FOLDERS if (base / name).is_dir()), base)
+    problems = Problems()
+    if pairs is not None:
+        listed: Path | None = existing(inside(base, pairs, "pairs"))
+    else:
+        listed = next((d / name for d in (base, folder) for name in _PAIR_FILES if (d / name).is_file()), None)
+    records = _from_csv(listed, base, folder, problems) if listed else _from_folders(folder, problems)
+    return Dataset("pf-willow", records, problems, cache_bytes=cache_bytes)
+
+
+def _record(number: str, category: str, source: tuple[Path, Points], target: tuple[Path, Points]) -> PairRecord:
+    return PairRecord(
+        id=number,
+        source_path=source[0],
+        target_path=target[0],
+        keypoints=source[1],
+        target_keypoints=target[1],
+        source_box=Box.around(source[1]),
+        target_box=Box.around(target[1]),
+        bbox_kind="keypoint-extent",
+        category=category,
+    )
+
+
+def _from_csv(path: Path, base: Path, folder: Path, problems: Problems) -> list[PairRecord]:
+    records = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if len(header) < 2 + 4 * _POINTS:
+            raise DataError(f"{path}: must have {2 + 4 * _POINTS} columns, received {len(header)}")
+        for line, row in enumerate(rows, 2):
+            try:
+                sides = []
+                for name, start in ((row[0], 2), (row[1], 2 + 2 * _POINTS)):
+                    points = from_matlab(_numbers(row[start : start + 2 * _POINTS]).reshape(2, _POINTS).T)
+                    sides.append((_image(base, folder, name), points))
+                category = sides[0][0].parent.name
+                records.append(_record(f"{line - 1:04d}", category, sides[0], sides[1]))
+            except (DataError, IndexError) as error:
+                problems.add(f"{path.name}, line {line}", error if str(error) else "too few columns", 1)
+    return records
+
+
+def _numbers(cells: list[str]) -> Points:
+    try:
+        values = np.array([float(cell) for cell in cells], dtype=np.float64)
+    except ValueError as error:
+        raise DataError(f"a coordinate is not a number ({error})") from error
+    if len(values) != 2 * _POINTS or not np.isfinite(values).all():
+        raise DataError(f"must have {2 * _POINTS} finite coordinates a side, received {cells}")
+    return values
+
+
+def _image(base: Path, folder: Path, name: str) -> Path:
+    """The CSV names images from above the data set's folder, whose name differs between copies."""
+    below = name.split("/", 1)[1] if "/" in name else name
+    for path in (inside(base, name), inside(folder, below), inside(folder, name)):
+        if path.is_file():
+            return path
+    raise DataError(f"{name}: no such file below {base}")
+
+
+def _from_folders(folder: Path, problems: Problems) -> list[PairRecord]:
+    records = []
+    for group in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+        sides = []
+        for image in sorted(group.glob("*.png")):
+            try:
+                sides.append((image, _points(image.with_suffix(".mat"))))
+            except DataError as error:
+                problems.add(str(image), error)
+        if len(sides) == 1:
+            problems.add(f"category {group.name!r}", "it has one usable image, so it gives no pair")
+        for source, target in permutations(sides, 2):
+            number = f"{group.name}/{source[0].stem}-{target[0].stem}"
+            records.append(_record(number, group.name, source, target))
+    if not records:
+        raise DataError(f"{folder}: neither a pair list ({', '.join(_PAIR_FILES)}) nor <class>/<name>.png with .mat")
+    return records
+
+
+def _points(path: Path) -> Points:
+    arrays = read_mat(path)
+    found = next((arrays[name] for name in ("pts_coord", "kps") if name in arrays), None)
+    if found is None:
+        raise DataError(f"{path}: field 'pts_coord' is missing, received {sorted(arrays)}")
+    if found.ndim == 2 and found.shape[0] == 2 and found.shape[1] != 2:
+        found = found.T  # the files hold 2 × 10
+    if found.ndim != 2 or found.shape[1] != 2:
+        raise DataError(f"{path}: field 'pts_coord' must be of shape (2, N), received {found.shape}")
+    points = from_matlab(found)
+    if not defined(points).all():
+        raise DataError(f"{path}: field 'pts_coord' has NaN")
+    return points

@@ -1,0 +1,318 @@
+"""What a data set is: a sequence of `PairRecord`s, a list of what is wrong with it, and a bounded cache of images."""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias, TypeVar, overload
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kbc.errors import DataError, InputError, must_be
+from kbc.geometry import Box, Points, defined
+from kbc.images import Image, load_image
+from kbc.types import Pair
+
+BoxKind: TypeAlias = Literal["annotated", "keypoint-extent"]
+"""Whether the boxes were drawn by somebody or are the extent of the keypoints."""
+
+Boxes: TypeAlias = Literal["none", "source", "target", "both"]
+"""Which boxes `Dataset.load` puts into the pair. A target box is knowledge that a figure has to name."""
+
+CACHE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class PairRecord:
+    """One pair as annotated; nothing is decoded yet.
+
+    Attributes:
+        id: unique within the data set.
+        source_path, target_path: image files (for made-up images a name that only its data set can open).
+        keypoints: (N, 2) in the source's pixels, (0, 0) the centre of the top-left pixel; NaN where not annotated.
+        target_keypoints: (N, 2) the same points in the target; a row is NaN in both where it is missing in either.
+        source_box, target_box: the objects, pixel edges, or None.
+        bbox_kind: where the boxes come from.
+        category: the class of the object.
+        fields: what else the data set says of the pair (difficulty flags, number of instances, …), JSON-ready.
+    """
+
+    id: str
+    source_path: Path
+    target_path: Path
+    keypoints: Points
+    target_keypoints: Points
+    source_box: Box | None = None
+    target_box: Box | None = None
+    bbox_kind: BoxKind = "annotated"
+    category: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.keypoints.shape != self.target_keypoints.shape:
+            raise DataError(
+                must_be("target_keypoints", f"of shape {self.keypoints.shape}", self.target_keypoints.shape)
+            )
+        both = defined(self.keypoints) & defined(self.target_keypoints)
+        for name in ("keypoints", "target_keypoints"):
+            points = np.where(both[:, None], getattr(self, name), np.nan)
+            points.setflags(write=False)
+            object.__setattr__(self, name, points)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a data set: where, what, and how many pairs it costs."""
+
+    where: str
+    what: str
+    pairs: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" ({self.pairs} pairs left out)" if self.pairs else "")
+
+
+class ImageCache:
+    """The most recently used images up to a number of bytes; the same read-only array each time while it is held."""
+
+    def __init__(self, open_image: Callable[[Path], Image], max_bytes: int = CACHE_BYTES) -> None:
+        self._open, self.max_bytes, self.bytes = open_image, max_bytes, 0
+        self._images: OrderedDict[Path, Image] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, path: Path) -> Image:
+        """The image of this path, decoded at most once while it is held."""
+        with self._lock:
+            held = self._images.get(path)
+            if held is not None:
+                self._images.move_to_end(path)
+                return held
+        image = self._open(path)
+        if image.flags.writeable or image.base is not None:
+            image = image.copy()  # owns its memory and is frozen: kbc.images.fingerprint then hashes it only once
+            image.setflags(write=False)
+        with self._lock:
+            if path not in self._images and image.nbytes <= self.max_bytes:
+                self._images[path] = image
+                self.bytes += image.nbytes
+            while self.bytes > self.max_bytes:
+                self.bytes -= self._images.popitem(last=False)[1].nbytes
+            return self._images.get(path, image)
+
+
+class Dataset(Sequence[PairRecord]):
+    """A sequence of pairs, with what was found wrong while reading and the images behind them.
+
+    Args:
+        name: for reports.
+        records: the usable pairs.
+        problems: what was left out and why.
+        open_image: how a record's path becomes RGB uint8 (H, W, 3).
+        cache_bytes: how much memory decoded images may hold.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        records: Iterable[PairRecord],
+        problems: Iterable[Problem] = (),
+        open_image: Callable[[Path], Image] = load_image,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.name = name
+        self.records = tuple(records)
+        self.problems = tuple(problems)
+        self.image = ImageCache(open_image, cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> PairRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Dataset: ...
+    def __getitem__(self, index: int | slice) -> PairRecord | Dataset:
+        return self.subset(self.records[index]) if isinstance(index, slice) else self.records[index]
+
+    def subset(self, records: Iterable[PairRecord]) -> Dataset:
+        """The same data set with other records; images are shared."""
+        other = Dataset(self.name, records, self.problems)
+        other.image = self.image
+        return other
+
+    def limited(self, count: int | None) -> Dataset:
+        """At most `count` pairs, evenly spread over the list, so that every category keeps its share."""
+        if count is None or count >= len(self):
+            return self
+        if count < 1:
+            raise InputError(must_be("limit", "at least 1", count))
+        return self.subset(self.records[i] for i in np.linspace(0, len(self) - 1, count).round().astype(int))
+
+    def shard(self, index: int, count: int) -> Dataset:
+        """Every `count`-th pair from `index` on (0-based): `count` shards together hold each pair once.
+
+        Raises:
+            InputError: not 0 ≤ index < count.
+        """
+        if not 0 <= index < count:
+            raise InputError(must_be("shard", "i/n with 0 ≤ i < n", f"{index}/{count}"))
+        return self.subset(self.records[index::count])
+
+    def load(self, record: PairRecord, boxes: Boxes = "none") -> Pair:
+        """The pair with its images; boxes only where asked for, because a target box is help that counts.
+
+        Raises:
+            DataError: an image is missing, truncated or unreadable; the message names the file.
+        """
+        try:
+            return Pair(
+                self.image(record.source_path),
+                self.image(record.target_path),
+                record.keypoints,
+                record.source_box if boxes in ("source", "both") else None,
+                record.target_box if boxes in ("target", "both") else None,
+            )
+        except (InputError, OSError) as error:
+            raise DataError(f"pair {record.id!r}: {error}") from error
+
+    def images(self) -> list[Path]:
+        """Every image named by a pair, once, in order of appearance."""
+        return list(dict.fromkeys(p for r in self.records for p in (r.source_path, r.target_path)))
+
+    def check(self) -> list[Problem]:
+        """Everything wrong with the set: what reading found, and every image that cannot be decoded.
+
+        Points outside their image are named too: they are kept, for several official sets have some.
+        """
+        found = list(self.problems)
+        uses: dict[Path, int] = {}
+        for record in self.records:
+            for path in {record.source_path, record.target_path}:
+                uses[path] = uses.get(path, 0) + 1
+        sizes: dict[Path, tuple[int, int]] = {}
+        for path, count in uses.items():
+            try:
+                height, width = self.image(path).shape[:2]
+                sizes[path] = (int(height), int(width))
+            except (InputError, OSError) as error:
+                found.append(Problem(str(path), str(error), count))
+        for record in self.records:
+            for path, points in ((record.source_path, record.keypoints), (record.target_path, record.target_keypoints)):
+                known = points[defined(points)]
+                if path in sizes and not Box.whole(sizes[path]).contains(known).all():
+                    found.append(Problem(str(path), f"pair {record.id!r} has keypoints outside the image"))
+        return found
+
+    def require_sound(self) -> None:
+        """Refuse a set in which anything is wrong: what `--strict` does before the first match.
+
+        Raises:
+            DataError: with every problem, counted.
+        """
+        found = self.check()
+        if found:
+            lines = "\n".join(f"  {problem}" for problem in found[:50])
+            more = f"\n  … and {len(found) - 50} more" if len(found) > 50 else ""
+            raise DataError(f"{self.name}: {len(found)} problems:\n{lines}{more}")
+
+
+class Record(BaseModel):
+    """Base of the models of annotation files: further fields are the data set's own business, NaN is refused."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def read_json(path: Path, model: type[_M]) -> _M:
+    """A JSON file as a checked model.
+
+    Raises:
+        DataError: the file is missing, not JSON, or a field is wrong; file and field are named.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValidationError as error:
+        raise DataError(f"{path}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line: the first wrong field, what it must be and what it is."""
+    first, count = error.errors(include_url=False)[0], error.error_count()
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    received = repr(first.get("input"))
+    shown = received if len(received) <= 60 else received[:57] + "…"
+    more = f" (and {count - 1} more)" if count > 1 else ""
+    return f"field {where!r}: {first['msg']}, received {shown}{more}"
+
+
+def inside(root: Path, name: str, argument: str = "file name") -> Path:
+    """`root / name`, where `name` comes out of an annotation file and may not leave `root`.
+
+    The check is on the text, so that a folder of images may still be a symbolic link.
+
+    Raises:
+        DataError: an absolute name or one that climbs out.
+    """
+    clean = posixpath.normpath(name.replace("\\", "/"))
+    pure = PurePosixPath(clean)
+    if not name or pure.is_absolute() or pure.parts[:1] == ("..",) or (pure.parts and ":" in pure.parts[0][1:2]):
+        raise DataError(must_be(argument, f"a path below {str(root)!r}", repr(name), "it would climb out of the root"))
+    return root / pure
+
+
+def existing(path: Path) -> Path:
+    """The path, if there is such a file.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return path
+
+
+def box_xyxy(values: Sequence[float], field: str) -> Box:
+    """Four numbers of an annotation as a box.
+
+    Raises:
+        DataError: not x0 < x1 and y0 < y1; the field is named.
+    """
+    x0, y0, x1, y1 = values
+    if not (x0 < x1 and y0 < y1):
+        raise DataError(f"field {field!r} must be a box with x0 < x1 and y0 < y1, received {[x0, y0, x1, y1]}")
+    return Box(float(x0), float(y0), float(x1), float(y1))
+
+
+def box_xywh(values: Sequence[float], field: str = "bbox") -> Box:
+    """COCO's x, y, width, height as a box in pixel edges.
+
+    Raises:
+        DataError: width or height is not positive.
+    """
+    x, y, width, height = values
+    return box_xyxy((x, y, x + width, y + height), field)
+
+
+class Problems:
+    """Collects what is wrong while reading, one entry per place, counting the pairs it costs."""
+
+    def __init__(self, found: Iterable[Problem] = ()) -> None:
+        self._found = {(problem.where, problem.what): problem for problem in found}
+
+    def add(self, where: str, what: object, pairs: int = 0) -> None:
+        """Note a problem; the same one again only counts further pairs."""
+        key = (where, str(what))
+        held = self._found.get(key, Problem(where, str(what)))
+        self._found[key] = replace(held, pairs=held.pairs + pairs)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._found.values())

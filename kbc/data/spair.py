@@ -1,0 +1,163 @@
+"""SPair-71k (Min, Lee, Ponce, Cho, 2019): 70,958 pairs of 1,800 images in 18 categories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems, Record, box_xyxy, existing, inside, read_json
+from kbc.errors import DataError, InputError, must_be
+from kbc.geometry import Points
+
+_Point = Annotated[list[float], Field(min_length=2, max_length=2)]
+_Four = Annotated[list[float], Field(min_length=4, max_length=4)]
+_FLAGS = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
+
+
+class _Pair(Record):
+    src_imname: str
+    trg_imname: str
+    src_bndbox: _Four
+    trg_bndbox: _Four
+    category: str
+    src_kps: list[_Point]
+    trg_kps: list[_Point]
+    viewpoint_variation: int = 0
+    scale_variation: int = 0
+    truncation: int = 0
+    occlusion: int = 0
+    mirror: int = 0
+    kps_ids: list[int] | None = None
+
+
+class _Image(Record):
+    bndbox: _Four
+    truncated: int = 0
+    occluded: int = 0
+    difficult: int = 0
+
+
+def open_spair(
+    root: str | Path,
+    *,
+    split: Literal["trn", "val", "test"] = "test",
+    layout: Literal["large", "small"] = "large",
+    category: str | None = None,
+    cache_bytes: int = CACHE_BYTES,
+) -> Dataset:
+    """SPair-71k as its archive unpacks it.
+
+    `Layout/<layout>/<split>.txt` names the pairs, `PairAnnotation/<split>/<pair>.json` describes them (its `:` may
+    have become `_` on file systems that forbid it), `JPEGImages/<category>/` holds the images. From
+    `ImageAnnotation/<category>/` come the per-image flags, and the box of a pair is compared with the image's.
+    Points and boxes are taken as the files have them. The box's corners are its edges, so that its width is
+    x1 − x0, which is what every published threshold uses.
+
+    Fields: viewpoint_variation and scale_variation (0 easy, 1 medium, 2 hard), truncation and occlusion (0 none,
+    1 source, 2 target, 3 both), mirror, keypoint_ids, and source_ / target_ truncated, occluded, difficult.
+
+    Args:
+        root: the folder `SPair-71k`.
+        split: "trn", "val" or "test".
+        layout: "large" (70,958 pairs) or "small".
+        category: only this one, or all.
+        cache_bytes: memory for decoded images.
+
+    Raises:
+        DataError: the folder is not SPair-71k or lacks the split. Single broken pairs become `problems`.
+    """
+    base = Path(root)
+    for argument, value, allowed in (
+        ("split", split, ("trn", "val", "test")),
+        ("layout", layout, ("large", "small")),
+    ):
+        if value not in allowed:
+            raise InputError(must_be(argument, f"one of {', '.join(allowed)}", repr(value)))
+    if not (base / "PairAnnotation" / split).is_dir():
+        raise DataError(must_be("root", "the folder SPair-71k, with PairAnnotation/" + split, repr(str(root))))
+    problems = Problems()
+    flags: dict[Path, _Image | None] = {}
+    records = []
+    for name in _names(base, split, layout):
+        if category is not None and name.rpartition(":")[2] != category:
+            continue
+        try:
+            records.append(_record(base, split, name, flags, problems))
+        except DataError as error:
+            problems.add(f"PairAnnotation/{split}/{name}.json", error, 1)
+    return Dataset(f"SPair-71k {split}", records, problems, cache_bytes=cache_bytes)
+
+
+def _names(base: Path, split: str, layout: str) -> list[str]:
+    listing = base / "Layout" / layout / f"{split}.txt"
+    try:
+        names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from error
+    if not names:
+        raise DataError(f"{listing}: it names no pair")
+    return names
+
+
+def _record(base: Path, split: str, name: str, flags: dict[Path, _Image | None], problems: Problems) -> PairRecord:
+    folder = base / "PairAnnotation" / split
+    path = inside(folder, f"{name}.json", "pair name")
+    if not path.is_file():
+        path = inside(folder, f"{name.replace(':', '_')}.json", "pair name")
+    pair = read_json(path, _Pair)
+    if len(pair.src_kps) != len(pair.trg_kps) or not pair.src_kps:
+        raise DataError(f"fields 'src_kps' and 'trg_kps' hold {len(pair.src_kps)} and {len(pair.trg_kps)} points")
+    paths, boxes, fields = [], [], {flag: getattr(pair, flag) for flag in _FLAGS}
+    for side, key, image_name, corners in (
+        ("source", "src_bndbox", pair.src_imname, pair.src_bndbox),
+        ("target", "trg_bndbox", pair.trg_imname, pair.trg_bndbox),
+    ):
+        image = existing(inside(base / "JPEGImages", f"{pair.category}/{image_name}", f"{side} image name"))
+        paths.append(image)
+        boxes.append(box_xyxy(corners, key))
+        fields.update(_image_fields(base, pair.category, image, corners, side, flags, problems))
+    if pair.kps_ids is not None:
+        fields["keypoint_ids"] = pair.kps_ids
+    return PairRecord(
+        id=name,
+        source_path=paths[0],
+        target_path=paths[1],
+        keypoints=_points(pair.src_kps),
+        target_keypoints=_points(pair.trg_kps),
+        source_box=boxes[0],
+        target_box=boxes[1],
+        category=pair.category,
+        fields=fields,
+    )
+
+
+def _points(rows: list[list[float]]) -> Points:
+    return np.array(rows, dtype=np.float64).reshape(-1, 2)
+
+
+def _image_fields(
+    base: Path,
+    category: str,
+    image: Path,
+    corners: list[float],
+    side: str,
+    flags: dict[Path, _Image | None],
+    problems: Problems,
+) -> dict[str, Any]:
+    """What ImageAnnotation says of one image, read once; a missing or broken file costs no pair."""
+    path = base / "ImageAnnotation" / category / f"{image.stem}.json"
+    if path not in flags:
+        try:
+            flags[path] = read_json(path, _Image)
+        except DataError as error:
+            flags[path] = None
+            problems.add(str(path), error)
+    known = flags[path]
+    if known is None:
+        return {}
+    if known.bndbox != corners:
+        problems.add(str(path), f"field 'bndbox' is {known.bndbox}, but a pair of this image says {corners}")
+    return {f"{side}_{flag}": getattr(known, flag) for flag in ("truncated", "occluded", "difficult")}

@@ -1,0 +1,200 @@
+"""The report as Markdown: plain tables, percentages with their intervals, the protocol above every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kbc.evaluation.runner import GIVEN, OFF
+
+_MODES = {
+    OFF: "KBC off",
+    "predicted": "the paper's rule (predicted)",
+    "best": "best",
+    GIVEN: "true window (given)",
+}
+
+
+def title(mode: str) -> str:
+    """What tables call a mode."""
+    return _MODES.get(mode, mode)
+
+
+def render(report: dict[str, Any]) -> str:
+    """`report.md` from the contents of `report.json`."""
+    parts = [_head(report)]
+    parts += [_summary(report, matcher) for matcher in report["matchers"]]
+    parts += [_dataset(report, dataset) for dataset in report["datasets"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(report: dict[str, Any]) -> str:
+    lines = [
+        "# Does KBC help?",
+        "",
+        f"Made by `{report['command']}`" + (f" on {report['machine']}." if report.get("machine") else "."),
+        "",
+        "Figures are PCK in per cent: right points over points that are defined in both images. *per image* is the "
+        "mean over pairs, *per point* weighs every point alike, *per category* is the mean over categories of their "
+        "per-image mean. A point without an answer is wrong; a pair on which a matcher failed has only wrong points; "
+        "a pair whose images cannot be read is left out for everybody. Ranges are 95 % bootstrap intervals over pairs "
+        "(pairs share images, so they are somewhat too narrow), p is one-sided of a paired sign-flip test. "
+        "*much worse* is the share of pairs that lost more than 10 points. *calls* are pairs handed to the matcher, "
+        "*cost* the same in units of one plain match. Seconds are wall time per pair with each image's features kept "
+        "within a run, without reading images; every run starts with nothing kept. The true window is told the "
+        "target's box: no figure to compare a method with, but what a perfect localiser could reach.",
+    ]
+    problems = report.get("problems", [])
+    if problems:
+        lines += ["", f"**Problems in the data ({sum(p['count'] for p in problems)}):**", ""]
+        lines += [f"- {p['dataset']}: {p['text']}" for p in problems]
+    return "\n".join(lines)
+
+
+def _summary(report: dict[str, Any], matcher: str) -> str:
+    runs = [run for run in report["runs"] if run["matcher"] == matcher]
+    heads = ["data set", "pairs", "object size", *(_column(run) for run in runs)]
+    body = []
+    for dataset in report["datasets"]:
+        sizes = dataset["object_size"]
+        marks = " †" if dataset["several_instances"] else ""
+        cells = [dataset["name"] + marks, str(dataset["pairs"]), f"{sizes[1]:.2f}" if sizes else "–"]
+        alpha = f"{dataset['headline']:g}"
+        values = [dataset["runs"].get(run["name"], {}).get("per_image", {}).get(alpha) for run in runs]
+        body.append(cells + _best_bold(values, [run["mode"] == GIVEN for run in runs]))
+    seconds = [
+        _mean([d["runs"][run["name"]]["seconds"] for d in report["datasets"] if run["name"] in d["runs"]])
+        for run in runs
+    ]
+    body.append(["seconds a pair", "", "", *(_seconds(value) for value in seconds)])
+    alphas = sorted({f"{d['headline']:g}" for d in report["datasets"]})
+    note = "† several objects in the target picture: without the box the question is ambiguous; read the true window."
+    lines = [f"## {matcher}: PCK@{'/'.join(alphas)}, per image", "", *_table(heads, body)]
+    if any(dataset["several_instances"] for dataset in report["datasets"]):
+        lines += ["", note]
+    return "\n".join(lines)
+
+
+def _column(run: dict[str, Any]) -> str:
+    size = "" if run["size"] is None else f" {run['size']} px"
+    return title(run["mode"]) + size
+
+
+def _best_bold(values: Sequence[float | None], apart: Sequence[bool]) -> list[str]:
+    """Per cent; the best of those that are not told the answer is bold."""
+    fair = [value for value, is_apart in zip(values, apart, strict=True) if value is not None and not is_apart]
+    best = max(fair, default=None)
+    shown = []
+    for value, is_apart in zip(values, apart, strict=True):
+        text = _percent(value)
+        shown.append(f"**{text}**" if value is not None and value == best and not is_apart else text)
+    return shown
+
+
+def _dataset(report: dict[str, Any], dataset: dict[str, Any]) -> str:
+    lines = [f"## {dataset['name']}", "", dataset["protocol"]["text"] + "."]
+    if dataset["object_size"]:
+        low, middle, high = dataset["object_size"]
+        lines.append(f"{dataset['pairs']} pairs; object size (10–50–90 %) {low:.2f} {middle:.2f} {high:.2f}.")
+    share = dataset["several_instances"]
+    if share:
+        lines.append(
+            f"In {_percent(share)} % of the pairs the target picture holds several objects of the set, so that only "
+            "a run that is given the target's box is asked a question with one answer: read the second table."
+        )
+    runs = [run for run in report["runs"] if run["name"] in dataset["runs"]]
+    free = [run for run in runs if run["mode"] != GIVEN]
+    told = [run for run in runs if run["mode"] == GIVEN]
+    for heading, chosen in (("Without the target's box", free), ("With the target's box given", told)):
+        if chosen:
+            lines += ["", f"### {heading}", "", *_scores(dataset, chosen)]
+    lines += ["", "### By object size", "", *_sizes(dataset, runs, "by_size", "longest side of the box / image side")]
+    for matcher in report["matchers"]:
+        celled = [r for r in runs if r["matcher"] == matcher and "by_cells" in dataset["runs"][r["name"]]]
+        if celled:
+            height, width = dataset["runs"][celled[0]["name"]]["input_hw"]
+            label = f"cells of 16 px at {matcher}'s {width}×{height} input"
+            lines += ["", *_sizes(dataset, celled, "by_cells", label)]
+    failures = dataset["failures"]
+    if failures:
+        lines += ["", f"### Failed pairs ({len(failures)})", ""]
+        lines += [f"- `{failure['pair']}`: {failure['error']}" for failure in failures[:20]]
+        lines += [f"- … and {len(failures) - 20} more" for _ in range(len(failures) > 20)]
+    return "\n".join(lines)
+
+
+def _scores(dataset: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[str]:
+    alphas = [f"{alpha:g}" for alpha in dataset["protocol"]["alphas"]]
+    head = f"{dataset['headline']:g}"
+    heads = ["run", *(f"per image @{alpha}" for alpha in alphas), f"per point @{head}", f"per category @{head}"]
+    heads += ["gain", "p", "better", "worse", "much worse", "mean loss", "calls", "cost", "s / pair"]
+    body = []
+    for run in runs:
+        n = dataset["runs"][run["name"]]
+        shares = [
+            _percent(n["per_image"][alpha]) + (f" ({_range(n['interval'])})" if alpha == head else "")
+            for alpha in alphas
+        ]
+        failed = f" ({n['matcher_failures']} failed)" if n["matcher_failures"] else ""
+        cells = [f"{run['matcher']} · {_column(run)}{failed}", *shares]
+        cells += [_percent(n["per_point"][head]), _percent(n["per_category"][head])]
+        compared = n.get("comparison")
+        if compared:
+            cells += [
+                f"{_signed(compared['gain'])} ({_range(compared['interval'], signed=True)})",
+                f"{compared['p']:.3f}",
+            ]
+            cells += [_percent(compared[key]) for key in ("better", "worse", "much_worse", "loss")]
+        else:
+            cells += [""] * 6
+        cells += [_decimal(n["calls"]), _decimal(n["cost"]), _seconds(n["seconds"])]
+        body.append(cells)
+    return _table(heads, body)
+
+
+def _sizes(dataset: dict[str, Any], runs: Sequence[dict[str, Any]], key: str, label: str) -> list[str]:
+    bins: dict[tuple[float, float | None], int] = {}
+    for run in runs:
+        for entry in dataset["runs"][run["name"]].get(key, []):
+            bins[(entry["low"], entry["high"])] = entry["pairs"]
+    ordered = sorted(bins, key=lambda span: span[0])
+    heads = [
+        label,
+        *(f"{low:g}–{'' if high is None else f'{high:g}'} (n = {bins[low, high]})" for low, high in ordered),
+    ]
+    body = []
+    for run in runs:
+        found = {(e["low"], e["high"]): e["pck"] for e in dataset["runs"][run["name"]].get(key, [])}
+        body.append([f"{run['matcher']} · {_column(run)}", *(_percent(found.get(span)) for span in ordered)])
+    return _table(heads, body)
+
+
+def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *("---:" for _ in heads[1:])]
+    return ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *body)]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _signed(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:+.1f}"
+
+
+def _range(interval: Sequence[float | None], signed: bool = False) -> str:
+    show = _signed if signed else _percent
+    return f"{show(interval[0])} to {show(interval[1])}"
+
+
+def _decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    held = [value for value in values if value is not None]
+    return sum(held) / len(held) if held else None

@@ -1,0 +1,192 @@
+"""What came of one pair in one run, and the file of JSON lines that keeps it across interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from kbc.errors import DataError
+from kbc.evaluation.pck import Protocol, correct
+from kbc.geometry import Box, Points
+
+Row: TypeAlias = tuple[float, float] | None
+Edges: TypeAlias = tuple[float, float, float, float]
+Failure: TypeAlias = Literal["data", "matcher"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One pair in one run: enough to compute PCK by any protocol later, and the report without the images.
+
+    Attributes:
+        dataset, run, pair: together the key. `pair` is the record's id.
+        index: place of the pair in the data set, so that a report does not depend on who finished first.
+        category: the object's class.
+        predicted, truth: N points in the target's own pixels; None where undefined.
+        box: the target's annotated box, xyxy pixel edges, or None.
+        size_hw: (height, width) of the target.
+        instances: how many objects of the set the target picture holds; more than one makes the pair ambiguous for a
+            matcher that is not given the box.
+        calls, cost: pairs handed to the matcher, and in units of one plain match.
+        seconds: the pair's share of its batch's wall time, without reading images.
+        fine: share of the points answered inside a window.
+        source_window, target_window: what the fine pass saw, xyxy pixel edges, or None.
+        input_hw: what the matcher resizes its images to, when it says so.
+        localizer, notes: what the wrapper said.
+        failure: "data" (an image could not be read: the pair counts for nobody) or "matcher" (every point is wrong).
+        error: the message.
+    """
+
+    dataset: str
+    run: str
+    pair: str
+    index: int
+    category: str = ""
+    predicted: tuple[Row, ...] = ()
+    truth: tuple[Row, ...] = ()
+    box: Edges | None = None
+    size_hw: tuple[int, int] = (0, 0)
+    instances: int = 1
+    calls: int = 1
+    cost: float = 1.0
+    seconds: float = 0.0
+    fine: float = 0.0
+    source_window: Edges | None = None
+    target_window: Edges | None = None
+    input_hw: tuple[int, int] | None = None
+    localizer: str = ""
+    notes: tuple[str, ...] = ()
+    failure: Failure | None = None
+    error: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(dataset, run, pair)."""
+        return (self.dataset, self.run, self.pair)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the pair could be asked at all and has a point to ask for."""
+        return self.failure != "data" and any(row is not None for row in self.truth)
+
+    @property
+    def target_box(self) -> Box:
+        """The annotated box, or the extent of the true points."""
+        if self.box is not None:
+            return Box.of(self.box)
+        around = Box.around(points(self.truth))
+        return around if around is not None else Box(0, 0, 0, 0)
+
+    @property
+    def size(self) -> float:
+        """The object's size: longest side of its box over the image's side, max(w / W, h / H)."""
+        return self.cells((1, 1), 1.0)
+
+    def cells(self, input_hw: tuple[int, int], cell: float) -> float:
+        """Longest side of the box in cells of `cell` px when the image is stretched to (height, width)."""
+        box, (height, width) = self.target_box, self.size_hw
+        return max(box.width / width * input_hw[1], box.height / height * input_hw[0]) / cell
+
+    def correct(self, protocol: Protocol) -> Any:
+        """(M, A) as `kbc.evaluation.correct` gives it."""
+        return correct(points(self.predicted), points(self.truth), self.size_hw, self.target_box, protocol)
+
+    def to_json(self) -> str:
+        """One line, without its end. Floats are written so that they read back the same."""
+        return json.dumps(self.__dict__, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+_adapter: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+
+
+def parse_outcome(line: str | bytes) -> Outcome:
+    """The inverse of `Outcome.to_json`.
+
+    Raises:
+        DataError: the line is not an outcome.
+    """
+    try:
+        return _adapter.validate_json(line)
+    except ValidationError as error:
+        raise DataError(f"not a result ({error.errors()[0]['msg']})") from error
+
+
+def points(rows: Iterable[Row]) -> Points:
+    """(N, 2) with NaN where a row is None."""
+    held = [(np.nan, np.nan) if row is None else row for row in rows]
+    return np.array(held, dtype=np.float64).reshape(-1, 2)
+
+
+def rows(values: Points) -> tuple[Row, ...]:
+    """The inverse of `points`."""
+    return tuple(None if np.isnan(p).any() else (float(p[0]), float(p[1])) for p in values)
+
+
+class OutcomeFile:
+    """A file of JSON lines that is only ever appended to, a whole line at a time.
+
+    A process that is killed while writing leaves at most one half line at the end; it is cut off when the file is
+    opened for writing again, and that pair is simply run anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._trim()
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, outcomes: Iterable[Outcome]) -> None:
+        """Write the lines in one system call."""
+        data = "".join(outcome.to_json() + "\n" for outcome in outcomes).encode()
+        while data:
+            data = data[os.write(self._file, data) :]
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        os.fsync(self._file)
+        os.close(self._file)
+
+    def __enter__(self) -> OutcomeFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _trim(self) -> None:
+        if not self.path.is_file():
+            return
+        data = self.path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            with self.path.open("r+b") as file:
+                file.truncate(data.rfind(b"\n") + 1)
+
+
+def read_outcomes(folder: Path) -> dict[tuple[str, str, str], Outcome]:
+    """Every outcome in the folder's `pairs*.jsonl`, by key; a half line at the end of a file is passed over.
+
+    Raises:
+        DataError: a whole line that is not an outcome; file and line are named.
+    """
+    found: dict[tuple[str, str, str], Outcome] = {}
+    for path in sorted(folder.glob("pairs*.jsonl")):
+        for number, line in _lines(path):
+            try:
+                outcome = parse_outcome(line)
+            except DataError as error:
+                raise DataError(f"{path}, line {number}: {error}") from error
+            found.setdefault(outcome.key, outcome)
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                yield number, line

@@ -1,0 +1,391 @@
+"""Running matchers over data sets: resumable, sharded, over several processes or machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from kbc.data import Dataset, PairRecord, open_dataset, shrink
+from kbc.errors import InputError, KBCError, must_be
+from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
+from kbc.files import write_json
+from kbc.matcher import Matcher, run_matcher
+from kbc.types import Match, Pair
+
+if TYPE_CHECKING:
+    from kbc.pipeline import KBCMatcher
+
+OFF = "off"
+GIVEN = "given"
+_CHUNK = 16
+
+AnyMatcher: TypeAlias = "Matcher | KBCMatcher"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set to open: kind, root, its options, how much it is shrunk, how many pairs of it are used."""
+
+    kind: str
+    root: str = ""
+    shrink: float = 1.0
+    seed: int = 0
+    limit: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def open(self) -> Dataset:
+        """The data set, shrunk first and limited then, so that a limit does not change what surrounds a photo."""
+        whole = open_dataset(self.kind, self.root or None, **self.options)
+        return shrink(whole, self.shrink, self.seed).limited(self.limit)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of matching every pair.
+
+    Attributes:
+        matcher: name for `kbc.load_matcher`.
+        mode: "off" for the bare matcher, else the wrapper's localizer; "given" is told the true target box.
+        size: the matcher's input size in px when it is set, else None.
+        options: further options of the matcher.
+        config: further fields of `KBCConfig`.
+    """
+
+    matcher: str
+    mode: str = OFF
+    size: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What reports call it, e.g. `resnet18@256 best`."""
+        size = "" if self.size is None else f"@{self.size}"
+        return f"{self.matcher}{size} {self.mode}"
+
+    def build(self) -> AnyMatcher:
+        """A fresh matcher, so that no run profits from what another one has cached."""
+        from kbc.registry import load_matcher
+
+        options = dict(self.options) if self.size is None else {**self.options, "size": self.size}
+        if options.get("device") == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one process per GPU
+            options["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
+        bare = load_matcher(self.matcher, **options)
+        if self.mode == OFF:
+            return bare
+        import kbc
+
+        return kbc.wrap(bare, **{**self.config, "localizer": self.mode})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that determines the outcomes. Two plans that differ may not share an output folder."""
+
+    sources: tuple[Source, ...]
+    runs: tuple[Run, ...]
+
+    def open(self) -> list[Dataset]:
+        """The data sets.
+
+        Raises:
+            DataError: one cannot be opened.
+            InputError: two have the same name, so that their results could not be told apart.
+        """
+        datasets = [source.open() for source in self.sources]
+        names = [dataset.name for dataset in datasets]
+        if len(set(names)) < len(names):
+            raise InputError(must_be("data", "data sets of different names", names))
+        return datasets
+
+    def baselines(self) -> dict[str, str]:
+        """Run → the bare run of the same matcher at its first size, which it is compared with (itself if none)."""
+        first: dict[str, str] = {}
+        for run in self.runs:
+            if run.mode == OFF:
+                first.setdefault(run.matcher, run.name)
+        return {run.name: first.get(run.matcher, run.name) for run in self.runs}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return json.loads(json.dumps(asdict(self), default=str))  # type: ignore[no-any-return]
+
+    def claim(self, folder: Path) -> None:
+        """Write the plan into the folder, or check that the one there is the same.
+
+        Raises:
+            InputError: the folder holds the results of another plan.
+        """
+        path = folder / "plan.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held != self.to_dict():
+                wrong = [key for key in ("sources", "runs") if held.get(key) != self.to_dict()[key]]
+                hint = "choose another --out, or remove the folder"
+                raise InputError(
+                    must_be("out", "empty or of the same plan", f"other {', '.join(wrong)} in {path}", hint)
+                )
+            return
+        write_json(self.to_dict(), path)
+
+
+def evaluate(
+    matcher: AnyMatcher,
+    dataset: Dataset,
+    *,
+    run: str = OFF,
+    give_boxes: bool = False,
+    records: Iterable[tuple[int, PairRecord]] | None = None,
+    chunk: int = _CHUNK,
+) -> Iterator[list[Outcome]]:
+    """Match a data set and yield the outcomes chunk by chunk; nothing that a pair does ends the run.
+
+    Args:
+        matcher: anything with `match`; a `KBCMatcher`'s accounts are kept.
+        dataset: what to match.
+        run: name for the outcomes.
+        give_boxes: put the annotated boxes into the pairs. Only for a run that says so.
+        records: (index, record) to match; default all.
+        chunk: pairs per call of the matcher.
+
+    A pair whose images cannot be read is a failure of the data. When a chunk raises it is repeated pair by pair, and
+    the pair that raises again is a failure of the matcher.
+    """
+    todo = list(enumerate(dataset.records) if records is None else records)
+    side = getattr(matcher, "input_size", None)
+    input_hw = (side, side) if isinstance(side, int) else None if side is None else (int(side[0]), int(side[1]))
+    for start in range(0, len(todo), chunk):
+        outcomes: list[Outcome] = []
+        loaded: list[tuple[Outcome, Pair]] = []
+        for index, record in todo[start : start + chunk]:
+            empty = _outcome(dataset.name, run, index, record)
+            try:
+                pair = dataset.load(record, "both" if give_boxes else "none")
+            except (KBCError, OSError) as error:
+                outcomes.append(replace(empty, failure="data", error=str(error)))
+                continue
+            size_hw = (int(pair.target.shape[0]), int(pair.target.shape[1]))
+            loaded.append((replace(empty, size_hw=size_hw, input_hw=input_hw), pair))
+        outcomes += _matched(matcher, loaded)
+        yield sorted(outcomes, key=lambda outcome: outcome.index)
+
+
+def _outcome(dataset: str, run: str, index: int, record: PairRecord) -> Outcome:
+    return Outcome(
+        dataset=dataset,
+        run=run,
+        pair=record.id,
+        index=index,
+        category=record.category,
+        truth=rows(record.target_keypoints),
+        box=None if record.target_box is None else record.target_box.xyxy,
+        instances=int(record.fields.get("target_instances", 1)),
+    )
+
+
+def _matched(matcher: AnyMatcher, loaded: Sequence[tuple[Outcome, Pair]]) -> list[Outcome]:
+    """The outcomes with the matcher's answers; one call for all, one by one when that raises."""
+    if not loaded:
+        return []
+    start = time.perf_counter()
+    try:
+        matches = _ask(matcher, [pair for _, pair in loaded])
+    except Exception as error:  # whatever a matcher does to one pair, the others are still to be measured
+        if len(loaded) == 1:
+            seconds = time.perf_counter() - start
+            message = f"{type(error).__name__}: {error}"
+            nothing = tuple(None for _ in loaded[0][0].truth)
+            return [replace(loaded[0][0], predicted=nothing, failure="matcher", error=message, seconds=seconds)]
+        return [outcome for single in loaded for outcome in _matched(matcher, [single])]
+    seconds = (time.perf_counter() - start) / len(loaded)
+    return [_answered(outcome, match, seconds) for (outcome, _), match in zip(loaded, matches, strict=True)]
+
+
+def _ask(matcher: AnyMatcher, pairs: Sequence[Pair]) -> Sequence[Match]:
+    """A wrapped matcher's results with its accounts; a bare one's answers, checked."""
+    from kbc.pipeline import KBCMatcher
+
+    return matcher.match(pairs) if isinstance(matcher, KBCMatcher) else run_matcher(matcher, pairs)
+
+
+def _answered(outcome: Outcome, match: Match, seconds: float) -> Outcome:
+    windows = [getattr(match, f"{side}_window", None) for side in ("source", "target")]
+    kept = [answer for answer, row in zip(getattr(match, "kept", ()), outcome.truth, strict=False) if row is not None]
+    return replace(
+        outcome,
+        predicted=rows(match.keypoints),
+        seconds=seconds,
+        calls=int(getattr(match, "calls", 1)),
+        cost=float(getattr(match, "cost", 1.0)),
+        fine=float(np.mean([answer == "fine" for answer in kept])) if kept else 0.0,
+        source_window=None if windows[0] is None else windows[0].box.xyxy,
+        target_window=None if windows[1] is None else windows[1].box.xyxy,
+        localizer=str(getattr(match, "localizer", "")),
+        notes=tuple(getattr(match, "notes", ())),
+    )
+
+
+def execute(
+    plan: Plan,
+    folder: Path,
+    datasets: Sequence[Dataset],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    strict: bool = False,
+    chunk: int = _CHUNK,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """Run what the folder does not hold yet of this shard, appending to `pairs*.jsonl`.
+
+    Args:
+        plan: data sets and runs.
+        datasets: `plan.open()`.
+        folder: output; resumed when it holds results of the same plan.
+        shard: (i, n): every n-th pair from the i-th.
+        strict: check every data set, images included, before the first match.
+        chunk: pairs matched and written together: what a kill may cost.
+        progress: called with (pairs done, pairs in all, what is running).
+
+    Raises:
+        DataError: with `strict`, any data set has any problem.
+        InputError: the folder holds another plan's results; an unknown matcher or option.
+    """
+    plan.claim(folder)
+    if strict:
+        for dataset in datasets:
+            dataset.require_sound()
+    done = read_outcomes(folder)
+    index, count = shard
+    work = [(dataset, run, _missing(dataset, run, done, index, count)) for dataset in datasets for run in plan.runs]
+    total, finished = sum(len(missing) for *_, missing in work), 0
+    with OutcomeFile(folder / _file_name(index, count)) as file:
+        for dataset, run, missing in work:
+            if not missing:
+                continue
+            matcher = run.build()
+            label = f"{dataset.name} · {run.name}"
+            told = run.mode == GIVEN
+            for outcomes in evaluate(matcher, dataset, run=run.name, give_boxes=told, records=missing, chunk=chunk):
+                file.append(outcomes)
+                finished += len(outcomes)
+                if progress:
+                    progress(finished, total, label)
+
+
+def _missing(
+    dataset: Dataset, run: Run, done: dict[tuple[str, str, str], Outcome], index: int, count: int
+) -> list[tuple[int, PairRecord]]:
+    dataset.shard(index, count)  # refuses a wrong shard
+    mine = list(enumerate(dataset.records))[index::count]
+    return [(i, record) for i, record in mine if (dataset.name, run.name, record.id) not in done]
+
+
+def _file_name(index: int, count: int) -> str:
+    return "pairs.jsonl" if count == 1 else f"pairs.{index + 1}-of-{count}.jsonl"
+
+
+def execute_jobs(
+    plan: Plan,
+    folder: Path,
+    jobs: int,
+    *,
+    strict: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
+    """`execute` in several processes of this machine, each with its share of the processor's threads.
+
+    Raises:
+        InputError: `jobs` below 1.
+        KBCError: what the first failing process raised.
+    """
+    if jobs < 1:
+        raise InputError(must_be("jobs", "at least 1", jobs))
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, wait
+
+    plan.claim(folder)
+    before = _written(folder)
+    total = sum(len(dataset) for dataset in plan.open()) * len(plan.runs) - before
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")  # a forked child of a process that used torch may hang
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = [pool.submit(_job, plan, folder, (i, jobs), threads, strict) for i in range(jobs)]
+        while wait(futures, timeout=1.0).not_done:
+            if progress:
+                progress(_written(folder) - before, total, f"{jobs} processes")
+        for future in futures:
+            future.result()
+
+
+def _job(plan: Plan, folder: Path, shard: tuple[int, int], threads: int, strict: bool) -> None:
+    import torch
+
+    torch.set_num_threads(threads)  # this process is ours alone
+    execute(plan, folder, plan.open(), shard=shard, strict=strict)
+
+
+def _written(folder: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("pairs*.jsonl"))
+
+
+def torchrun_rank() -> tuple[int, int] | None:
+    """(rank, world size) when torchrun started this process, else None."""
+    if all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return None
+
+
+def execute_torchrun(plan: Plan, folder: Path, strict: bool = False) -> dict[tuple[str, str, str], Outcome] | None:
+    """`execute` as one of torchrun's processes; the outcomes of all ranks on rank 0, None elsewhere.
+
+    Every rank runs its shard and appends to its own file; the outcomes then travel through a gloo group, so that the
+    ranks need not share a disk.
+
+    Raises:
+        InputError: torchrun did not start this process.
+    """
+    ranks = torchrun_rank()
+    if ranks is None:
+        raise InputError(must_be("environment", "torchrun's, with RANK and WORLD_SIZE", "neither"))
+    from torch import distributed
+
+    rank, world = ranks
+    distributed.init_process_group("gloo")
+    try:
+        execute(plan, folder, plan.open(), shard=(rank, world), strict=strict)
+        mine = list(read_outcomes(folder).values())
+        gathered: list[list[Outcome] | None] | None = [None] * world if rank == 0 else None
+        distributed.gather_object(mine, gathered, dst=0)
+    finally:
+        distributed.destroy_process_group()
+    if gathered is None:
+        return None
+    return {outcome.key: outcome for part in gathered if part for outcome in part}
+
+
+def complete(plan: Plan, datasets: Sequence[Dataset], outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The outcomes that belong to the plan, in its order: data set, run, pair."""
+    runs = {run.name: place for place, run in enumerate(plan.runs)}
+    sets = {dataset.name: place for place, dataset in enumerate(datasets)}
+    held = [outcome for outcome in outcomes if outcome.run in runs and outcome.dataset in sets]
+    return sorted(held, key=lambda outcome: (sets[outcome.dataset], runs[outcome.run], outcome.index))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/4" (counted from 1) as (1, 4).
+
+    Raises:
+        InputError: not i/n with 1 ≤ i ≤ n.
+    """
+    head, _, tail = text.partition("/")
+    if not (head.isdigit() and tail.isdigit() and 1 <= int(head) <= int(tail)):
+        raise InputError(must_be("shard", "i/n with 1 ≤ i ≤ n", repr(text)))
+    return int(head) - 1, int(tail)

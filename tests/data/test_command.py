@@ -1,0 +1,63 @@
+"""`kbc data check` and `kbc data sources`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import layouts  # type: ignore[import-not-found]
+import pytest
+
+from kbc.data import command
+from kbc.errors import DataError
+
+
+def call(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    return command.run(parser.parse_args(list(words)))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (layouts.spair, "SPair-71k test: 3 usable pairs of 3 images"),
+        (layouts.pascal, "PF-PASCAL test: 2 usable pairs of 3 images"),
+        (layouts.willow_folders, "pf-willow: 4 usable pairs"),
+        (layouts.willow_csv, "pf-willow: 2 usable pairs"),
+        (layouts.ap10k, "AP-10K cross-family test: 1 usable pairs"),
+        (layouts.coco, "4 usable pairs of 4 images"),
+    ],
+)
+def test_a_sound_copy_of_every_layout_is_recognised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Path], said: str
+) -> None:
+    assert call("check", str(make(tmp_path))) == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert out.endswith("nothing wrong\n")
+
+
+def test_what_is_wrong_is_said_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (layouts.coco(tmp_path) / "images" / "2.jpg").unlink()
+    path = tmp_path / "images" / "3.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    assert call("check", str(tmp_path)) == 1
+    out = capsys.readouterr().out
+    assert "2 usable pairs of 3 images, 2 pairs left out" in out
+    assert "2.jpg" in out
+    assert "3.jpg" in out
+    assert "2 problems" in out
+
+
+def test_an_unknown_layout(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--kind"):
+        call("check", str(tmp_path))
+
+
+def test_sources_names_origin_and_terms_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("sources") == 0
+    out = capsys.readouterr().out
+    for word in ("SPair-71k", "PF-PASCAL", "PF-WILLOW", "AP-10K", "https://", "CC BY 4.0", "icence"):
+        assert word in out

@@ -1,0 +1,228 @@
+"""The report's figures by hand, and what a reader must be able to see in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kbc.errors import InputError
+from kbc.evaluation import command
+from kbc.evaluation.markdown import render
+from kbc.evaluation.outcomes import Outcome
+from kbc.evaluation.pck import Protocol
+from kbc.evaluation.report import SIZE_EDGES, build, by_size, comparison, dataset_report, pair_scores, run_numbers
+from kbc.evaluation.runner import Plan, Run, Source
+
+PROTOCOL = Protocol((0.05, 0.1), "bbox")
+
+
+def outcome(pair: int, right: Sequence[bool], run: str = "m off", **fields: Any) -> Outcome:
+    """A pair in a 100 × 100 picture with a 20 px box; wrong points are 50 px off."""
+    truth = tuple((10.0 + i, 10.0) for i in range(len(right)))
+    predicted = tuple((x, y if ok else y + 50) for (x, y), ok in zip(truth, right, strict=True))
+    base: dict[str, Any] = {
+        "predicted": predicted,
+        "truth": truth,
+        "box": (5.0, 5.0, 25.0, 20.0),
+        "size_hw": (100, 100),
+        "category": "cat",
+        "seconds": 0.5,
+    }
+    return Outcome("set", run, str(pair), pair, **{**base, **fields})
+
+
+PLAIN = [outcome(0, [True, False]), outcome(1, [True] * 4), outcome(2, [False] * 4), outcome(3, [True, True])]
+BETTER = [
+    outcome(0, [True, True], "m best", calls=5),
+    outcome(1, [True, True, True, False], "m best", calls=5),
+    outcome(2, [False, False, False, True], "m best", calls=5),
+    outcome(3, [True, True], "m best", calls=1),
+]
+
+
+def test_the_comparison_by_hand() -> None:
+    found = comparison(PLAIN, BETTER, PROTOCOL)
+    assert found["pairs"] == 4
+    assert found["gain"] == pytest.approx((0.5 - 0.25 + 0.25 + 0) / 4)
+    assert (found["better"], found["worse"], found["much_worse"]) == (0.5, 0.25, 0.25)
+    assert found["loss"] == pytest.approx(0.25)
+    assert found["p"] == pytest.approx(3 / 8)  # of ±.5 ±.25 ±.25: .5 or more in 3 of 8
+    assert found["interval"][0] < found["gain"] < found["interval"][1]
+
+
+def test_a_fall_of_exactly_ten_points_is_not_much_worse() -> None:
+    before, after = [outcome(0, [True] * 10)], [outcome(0, [True] * 9 + [False])]
+    found = comparison(before, after, PROTOCOL)
+    assert (found["worse"], found["much_worse"]) == (1.0, 0.0)
+
+
+def test_a_run_by_hand() -> None:
+    found = run_numbers(BETTER, PROTOCOL)
+    assert found["per_point"]["0.1"] == pytest.approx(8 / 12)
+    assert found["per_image"]["0.1"] == pytest.approx((1 + 0.75 + 0.25 + 1) / 4)
+    assert found["calls"] == 4.0
+    assert found["seconds"] == 0.5
+    assert found["matcher_failures"] == 0
+
+
+def test_failures_of_the_matcher_count_as_wrong_and_of_the_data_not_at_all() -> None:
+    failed = outcome(1, [True, True], failure="matcher", error="x", predicted=(None, None))
+    broken = Outcome("set", "m off", "2", 2, failure="data", error="y", truth=((1.0, 1.0),))
+    found = run_numbers([outcome(0, [True, True]), failed, broken], PROTOCOL)
+    assert found["per_point"]["0.1"] == 0.5
+    assert (found["pairs"], found["matcher_failures"], found["data_failures"]) == (2, 1, 1)
+    part = dataset_report("set", {"m off": [outcome(0, [True]), failed, broken]}, {"m off": "m off"}, PROTOCOL)
+    assert [f["pair"] for f in part["failures"]] == ["1", "2"]
+
+
+def test_pairs_fall_into_the_bin_of_their_object() -> None:
+    small = outcome(0, [False], box=(0.0, 0.0, 8.0, 8.0), truth=((4.0, 4.0),), predicted=((90.0, 90.0),))
+    edge = outcome(1, [True], box=(0.0, 0.0, 20.0, 10.0), truth=((4.0, 4.0),), predicted=((4.0, 4.0),))
+    found = by_size([small, edge], PROTOCOL, lambda o: o.size, SIZE_EDGES)
+    assert [(b["low"], b["high"], b["pairs"], b["pck"]) for b in found] == [(0.0, 0.1, 1, 0.0), (0.2, 0.3, 1, 1.0)]
+
+
+def test_scores_of_different_thresholds_differ() -> None:
+    near = outcome(0, [True], predicted=((10.0, 11.5),), truth=((10.0, 10.0),))
+    assert pair_scores([near], Protocol((0.1,), "bbox")) == {"0": 1.0}
+    assert pair_scores([near], Protocol((0.05,), "bbox")) == {"0": 0.0}
+
+
+def test_the_markdown_carries_protocol_gain_and_price(root: Path) -> None:
+    made = Plan((Source("coco", str(root)),), (Run("m", "off"), Run("m", "best"), Run("m", "given")))
+    datasets = made.open()
+    name = datasets[0].name
+    told = [outcome(i, [True, True], "m given", instances=2) for i in range(4)]
+    held = [
+        Outcome(**{**o.__dict__, "dataset": name, "instances": 1 + i % 2})
+        for group in (PLAIN, BETTER, told)
+        for i, o in enumerate(group)
+    ]
+    report = build(made, datasets, held, {name: PROTOCOL}, "kbc eval --x")
+    json.dumps(report, allow_nan=False)
+    text = render(report)
+    for word in (
+        "`kbc eval --x`",
+        str(PROTOCOL),
+        "KBC off",
+        "true window (given)",
+        "+12.5",
+        "0.375",
+        "much worse",
+        "s / pair",
+        "Without the target's box",
+        "With the target's box given",
+        "By object size",
+        "In 50.0 % of the pairs",
+    ):
+        assert word in text, word
+    rows = [line for line in text.splitlines() if line.startswith("| cows")]
+    assert "**75.0**" in rows[0]
+    assert "100.0" in rows[0]
+    assert "**100.0**" not in rows[0]  # who is told the answer wins nothing
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def arguments(*words: str) -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    return parser.parse_args(list(words))
+
+
+def test_options_become_a_plan() -> None:
+    words = "--data coco --root R --matcher hog --matcher resnet18 --option resnet18.weights=w.pth --option device=cpu"
+    args = arguments(*words.split(), "--size", "256,512", "--budget", "thorough", "--set", "margin=0.4")
+    made = command.make_plan(args)
+    assert [run.name for run in made.runs if run.matcher == "hog"] == [
+        "hog@256 off",
+        "hog@512 off",
+        "hog@256 predicted",
+        "hog@256 best",
+        "hog@256 given",
+    ]
+    assert made.runs[0].options == {"device": "cpu"}
+    assert made.runs[-1].options == {"device": "cpu", "weights": "w.pth"}
+    assert made.runs[-1].config == {"margin": 0.4, "budget": "thorough"}
+    assert made.baselines()["hog@256 best"] == "hog@256 off"
+    assert [run.mode for run in command.make_plan(arguments("--data", "coco", "--kbc", "off")).runs] == ["off"]
+
+
+def test_a_suite_holds_every_set_and_willow_shrunk(root: Path) -> None:
+    willow = root.parent / "pf-willow"
+    (willow / "PF-dataset-WILLOW").mkdir(parents=True)
+    (willow / "annotations.json").write_text("{}", encoding="utf-8")
+    made = command.make_plan(arguments("--suite", str(root.parent)))
+    assert [(Path(s.root).name, s.kind, s.shrink, s.limit) for s in made.sources] == [
+        ("cows", "coco", 1.0, command.SUITE_LIMIT),
+        *(("pf-willow", "pfwillow", factor, command.SUITE_LIMIT) for factor in (1.0, 2.0, 3.0, 5.0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "--data or --suite"),
+        ("--data coco --suite x", "--data or --suite"),
+        ("--data coco --shrink two", "--shrink"),
+        ("--data coco --option size", "--option"),
+        ("--data coco --option chm.size=3", "--option"),
+        ("--data coco --matcher hog --matcher hog", "once each"),
+        ("--suite /nowhere", "--suite"),
+    ],
+)
+def test_contradictions_are_refused(words: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        command.make_plan(arguments(*words.split()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shrink", "threshold"), [("pfpascal", 1.0, "img"), ("pfpascal", 3.0, "bbox"), ("coco", 1.0, "bbox")]
+)
+def test_thresholds_are_those_of_the_literature(root: Path, kind: str, shrink: float, threshold: str) -> None:
+    dataset = Source("coco", str(root)).open()
+    args = arguments("--data", "coco")
+    assert command.protocol_for(args, Source(kind, shrink=shrink), dataset).threshold == threshold
+    asked = arguments("--data", "coco", "--threshold", "bbox-kp", "--frame", "240x320", "--exclusive")
+    assert command.protocol_for(asked, Source(kind), dataset) == Protocol(
+        threshold="bbox-kp", frame=(240, 320), inclusive=False
+    )
+
+
+def test_the_whole_command(
+    root: Path, tmp_path: Path, stub: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub()
+    out = tmp_path / "out"
+    words = ["--data", "coco", "--root", str(root), "--shrink", "1,2", "--out", str(out), "--quiet"]
+    assert command.run(arguments(*words)) == 0
+    made = {path.name for path in out.iterdir()}
+    assert {"report.json", "report.md", "pairs.jsonl", "bars.png", "size.png"} <= made
+    assert {"matches-hog-cows.png", "matches-hog-cows-shrunk-2.png"} <= made
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    for dataset in report["datasets"]:
+        assert dataset["runs"]["hog best"]["per_image"]["0.1"] == (1.0 if dataset["name"] == "cows" else 0.0)
+    assert report["datasets"][0]["runs"]["hog best"]["comparison"]["gain"] == pytest.approx(
+        1.0 - report["datasets"][0]["runs"]["hog off"]["per_image"]["0.1"]
+    )
+    first = (out / "report.json").read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8")
+    assert "96 matches, 0 failed" in capsys.readouterr().out
+    assert stub() == []
+    assert command.run(arguments(*words)) == 0
+    assert first == ((out / "report.json").read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8"))
+
+
+def test_a_run_in_which_everything_fails_says_so(root: Path, tmp_path: Path, stub: Callable[..., list[Any]]) -> None:
+    for path in (root / "images").iterdir():
+        path.write_bytes(b"nothing")
+    stub()
+    words = ["--data", "coco", "--root", str(root), "--kbc", "off", "--out", str(tmp_path / "o"), "--quiet"]
+    assert command.run(arguments(*words, "--figures", "none")) == 1
+    assert "Failed pairs (12)" in (tmp_path / "o" / "report.md").read_text(encoding="utf-8")

@@ -1,0 +1,272 @@
+"""Runs can be killed, resumed, split and merged without changing a figure; one bad pair never ends a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stubs import Shifted  # type: ignore[import-not-found]
+
+from kbc.data import open_dataset
+from kbc.errors import DataError, InputError
+from kbc.evaluation.outcomes import Outcome, OutcomeFile, points, read_outcomes, rows
+from kbc.evaluation.pck import Protocol
+from kbc.evaluation.report import build
+from kbc.evaluation.runner import Plan, Run, Source, complete, evaluate, execute, execute_jobs, parse_shard
+from kbc.types import Match
+
+Stub = Callable[..., list[Any]]
+
+
+def plan(root: Path, **options: Any) -> Plan:
+    return Plan((Source("coco", str(root)), Source("coco", str(root), shrink=2)), (Run("stub"), Run("stub", "best")))
+
+
+def timeless(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    return [replace(outcome, seconds=0.0) for outcome in outcomes]
+
+
+def report(made: Plan, folder: Path) -> dict[str, Any]:
+    datasets = made.open()
+    held = timeless(read_outcomes(folder).values())
+    return build(made, datasets, held, {dataset.name: Protocol() for dataset in datasets})
+
+
+def test_outcomes_say_what_happened(root: Path) -> None:
+    dataset = open_dataset("coco", root)
+    found = [o for chunk in evaluate(Shifted(1.0, 2.0), dataset, run="r", chunk=5) for o in chunk]
+    assert [(o.pair, o.index) for o in found] == [(record.id, i) for i, record in enumerate(dataset)]
+    first = found[0]
+    assert (first.dataset, first.run, first.category, first.size_hw) == ("cows", "r", "calf→cow", (48, 64))
+    assert first.predicted == ((13.0, 14.0), (29.0, 16.0), (21.0, 30.0))
+    assert first.truth == ((12.0, 12.0), (28.0, 14.0), (20.0, 28.0))
+    assert first.box == (10.0, 10.0, 38.0, 30.0)
+    assert first.size == 28 / 64
+    assert first.cells((32, 32), 16) == pytest.approx(28 / 64 * 32 / 16)
+    assert first.input_hw == (32, 32)
+    assert first.seconds > 0
+    assert found[1].truth[2] is None
+
+
+def test_what_a_wrapper_reports_is_kept(root: Path) -> None:
+    kbc = pytest.importorskip("kbc")
+    dataset = open_dataset("coco", root)[:2]
+    wrapped = kbc.wrap(Shifted(), localizer="predicted", small_below=1.0)
+    found = [o for chunk in evaluate(wrapped, dataset, run="r") for o in chunk]
+    assert all(o.failure is None for o in found)
+    assert all(o.calls > 1 and o.localizer for o in found)
+    assert any(o.target_window is not None and o.fine > 0 for o in found)
+
+
+def test_boxes_are_given_only_when_asked(root: Path) -> None:
+    class Watching(Shifted):  # type: ignore[misc]
+        def match(self, pairs: Any) -> list[Match]:
+            seen.extend(pair.target_box is not None for pair in pairs)
+            return super().match(pairs)  # type: ignore[no-any-return]
+
+    for give in (False, True):
+        seen: list[bool] = []
+        list(evaluate(Watching(), open_dataset("coco", root), give_boxes=give))
+        assert seen == [give] * 12
+
+
+class Moody(Shifted):  # type: ignore[misc]
+    """Raises on a chunk or pair whose source is image 3."""
+
+    def match(self, pairs: Any) -> list[Match]:
+        if any(np.isnan(pair.keypoints).any() for pair in pairs):
+            raise ValueError("no")
+        return super().match(pairs)  # type: ignore[no-any-return]
+
+
+def test_a_pair_on_which_the_matcher_fails_is_wrong_and_the_others_are_measured(root: Path) -> None:
+    dataset = open_dataset("coco", root)
+    found = [o for chunk in evaluate(Moody(), dataset) for o in chunk]
+    bad = [o for o in found if o.failure]
+    assert [o.pair for o in bad] == ["2-3", "3-4", "1-3", "3-5"]
+    assert all(o.failure == "matcher" and "ValueError: no" in o.error and o.counts for o in bad)
+    assert not any(o.correct(Protocol()).any() for o in bad)
+    assert all(o.correct(Protocol()).all() for o in found if not o.failure)
+
+
+def test_a_pair_whose_image_is_broken_counts_for_nobody(root: Path) -> None:
+    path = root / "images" / "2.png"
+    path.write_bytes(path.read_bytes()[:200])
+    found = [o for chunk in evaluate(Shifted(), open_dataset("coco", root)) for o in chunk]
+    bad = [o for o in found if o.failure]
+    assert {o.pair for o in bad} == {"1-2", "2-3", "2-4", "6-2"}
+    assert all(o.failure == "data" and not o.counts and "2.png" in o.error for o in bad)
+
+
+def test_an_interrupted_run_is_taken_up_and_reports_the_same(root: Path, tmp_path: Path, stub: Stub) -> None:
+    made = plan(root)
+    stub()
+    execute(made, tmp_path / "whole", made.open())
+
+    class Stopped(Shifted):  # type: ignore[misc]
+        def match(self, pairs: Any) -> list[Match]:
+            if self.asked >= 4:
+                raise KeyboardInterrupt
+            return super().match(pairs)  # type: ignore[no-any-return]
+
+    folder = tmp_path / "resumed"
+    stub(lambda run: Stopped(3.0 if run.mode == "off" else 0.0))
+    with pytest.raises(KeyboardInterrupt):
+        execute(made, folder, made.open(), chunk=4)
+    held = len(read_outcomes(folder))
+    assert 0 < held < 48
+    with (folder / "pairs.jsonl").open("ab") as file:
+        file.write(b'{"dataset":"cows","run":"stub off","pa')  # killed in the middle of a line
+    assert len(read_outcomes(folder)) == held
+    built = stub()
+    execute(made, folder, made.open())
+    assert sum(matcher.asked for matcher in built) == 48 - held
+    assert report(made, folder) == report(made, tmp_path / "whole")
+    for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines():
+        json.loads(line)
+    built = stub()
+    execute(made, folder, made.open())
+    assert built == []
+
+
+def test_shards_hold_each_pair_once_and_give_the_same_report(root: Path, tmp_path: Path, stub: Stub) -> None:
+    made = plan(root)
+    stub()
+    execute(made, tmp_path / "whole", made.open())
+    for i in range(3):
+        execute(made, tmp_path / "parts", made.open(), shard=(i, 3))
+    files = sorted(path.name for path in (tmp_path / "parts").glob("*.jsonl"))
+    assert files == ["pairs.1-of-3.jsonl", "pairs.2-of-3.jsonl", "pairs.3-of-3.jsonl"]
+    lines = [line for name in files for line in (tmp_path / "parts" / name).read_text().splitlines()]
+    assert len(lines) == 48
+    assert report(made, tmp_path / "parts") == report(made, tmp_path / "whole")
+
+
+def test_another_plan_may_not_use_the_folder(root: Path, tmp_path: Path, stub: Stub) -> None:
+    made = plan(root)
+    stub()
+    execute(made, tmp_path / "out", made.open())
+    other = Plan(made.sources, (Run("stub", options={"size": 5}),))
+    with pytest.raises(InputError, match="other runs"):
+        execute(other, tmp_path / "out", other.open())
+
+
+def test_strict_stops_before_the_first_match(root: Path, tmp_path: Path, stub: Stub) -> None:
+    path = root / "images" / "2.png"
+    path.write_bytes(path.read_bytes()[:200])
+    made = Plan((Source("coco", str(root)),), (Run("stub"),))
+    built = stub()
+    with pytest.raises(DataError, match=r"2\.png"):
+        execute(made, tmp_path / "out", made.open(), strict=True)
+    assert built == []
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_a_line_that_is_not_a_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"dataset": 3}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"pairs\.jsonl, line 1"):
+        read_outcomes(tmp_path)
+
+
+def test_numbers_survive_the_file_exactly(tmp_path: Path) -> None:
+    exact = np.array([[0.1 + 0.2, 1 / 3], [np.nan, np.nan], [1e-17, 12345.678901234567]])
+    outcome = Outcome("d", "r", "p", 0, predicted=rows(exact), truth=rows(exact), seconds=1 / 7, notes=("é",))
+    with OutcomeFile(tmp_path / "pairs.jsonl") as file:
+        file.append([outcome])
+    read = read_outcomes(tmp_path)[outcome.key]
+    assert read == outcome
+    assert np.array_equal(points(read.predicted), exact, equal_nan=True)
+
+
+def test_complete_orders_by_the_plan_and_passes_others_over(root: Path) -> None:
+    made = plan(root)
+    datasets = made.open()
+    names = [dataset.name for dataset in datasets]
+    some = [
+        Outcome(names[1], "stub off", "b", 1),
+        Outcome(names[0], "stub best", "a", 0),
+        Outcome("other", "stub off", "a", 0),
+        Outcome(names[0], "stub off", "z", 9),
+        Outcome(names[0], "stub off", "y", 2),
+    ]
+    assert [(o.dataset, o.run, o.pair) for o in complete(made, datasets, some)] == [
+        (names[0], "stub off", "y"),
+        (names[0], "stub off", "z"),
+        (names[0], "stub best", "a"),
+        (names[1], "stub off", "b"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "/"])
+def test_nonsense_shards(text: str) -> None:
+    with pytest.raises(InputError, match="shard"):
+        parse_shard(text)
+    assert parse_shard("2/4") == (1, 4)
+
+
+# --- real processes ----------------------------------------------------------------------------------------------
+
+
+def words(root: Path, out: Path) -> list[str]:
+    options = ["--matcher", "hog", "--option", "size=64", "--kbc", "off", "--figures", "none", "--quiet"]
+    return ["eval", "--data", "coco", "--root", str(root), *options, "--out", str(out)]
+
+
+def launch(module: list[str], root: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", *module, *words(root, out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def hog_plan(root: Path) -> Plan:
+    return Plan((Source("coco", str(root)),), (Run("hog", options={"size": 64}),))
+
+
+def test_a_killed_process_leaves_whole_lines_and_the_next_finishes(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = launch(["kbc.cli"], root, out)
+    until = time.monotonic() + 60
+    while not list(out.glob("pairs*.jsonl")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = launch(["kbc.cli"], root, out)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    assert len(read_outcomes(out)) == 12
+    held = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert held["datasets"][0]["runs"]["hog off"]["pairs"] == 12
+
+
+def test_torchrun_with_two_gloo_processes_merges_exactly(root: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    single = hog_plan(root)
+    execute(single, one, single.open())
+    module = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kbc.cli"]
+    process = launch(module, root, two)
+    said = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, said
+    assert sorted(path.name for path in two.glob("*.jsonl")) == ["pairs.1-of-2.jsonl", "pairs.2-of-2.jsonl"]
+    assert timeless(sorted(read_outcomes(two).values(), key=lambda o: o.index)) == timeless(read_outcomes(one).values())
+    made, wanted = (report(single, folder) for folder in (two, one))
+    assert made == wanted
+    shown = json.loads((two / "report.json").read_text(encoding="utf-8"))
+    assert shown["datasets"][0]["runs"]["hog off"]["per_point"] == wanted["datasets"][0]["runs"]["hog off"]["per_point"]
+
+
+@pytest.mark.slow
+def test_jobs_give_the_same_as_one_process(root: Path, tmp_path: Path) -> None:
+    single = hog_plan(root)
+    execute(single, tmp_path / "one", single.open())
+    execute_jobs(single, tmp_path / "two", 2)
+    assert report(single, tmp_path / "two") == report(single, tmp_path / "one")
