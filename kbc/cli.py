@@ -1,0 +1,177 @@
+"""The command `kbc`: a table of commands, each a module that is imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from kbc.errors import KBCError, MissingDependencyError
+
+FAILED, WRONG_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    failed: a matcher raised or gave no answer, a file could not be written, a check found faults
+  2    wrong input: an option, a file or a value; the message says which and what it must be
+  3    an optional package is missing; the message gives the line to run
+  130  interrupted (Ctrl-C); no output file is left half-written"""
+
+
+class CommandModule(Protocol):
+    """What a command's module offers. `configure` may set the parser's epilog (examples) itself."""
+
+    HELP: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the exit code."""
+        ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the table: where the command lives, one line about it, and examples for its --help."""
+
+    module: str
+    summary: str
+    examples: tuple[str, ...]
+
+    def load(self) -> CommandModule:
+        """Import the command's module."""
+        return cast(CommandModule, importlib.import_module(self.module))
+
+
+COMMANDS = {
+    "demo": Command(
+        "kbc.demo",
+        "match procedural small-object scenes with and without KBC; no download",
+        ("kbc demo", "kbc demo --pairs 40 --matcher hog --out /tmp/demo", "kbc demo --json - --quiet"),
+    ),
+    "match": Command(
+        "kbc.cli_match",
+        "match the points of one photograph in another",
+        (
+            'kbc match a.jpg b.jpg --points "120,80 134,92" --plot out.png',
+            "kbc match a.jpg b.jpg --points points.csv --matcher resnet18 --option weights=resnet18.pth",
+            'kbc match a.jpg b.jpg --points "120,80" --target-box 300,200,420,330 --json -',
+            'kbc match a.jpg b.jpg --points "120,80" --no-kbc',
+        ),
+    ),
+    "matchers": Command(
+        "kbc.cli_matchers", "list the matchers and their options", ("kbc matchers", "kbc matchers hog")
+    ),
+    "eval": Command(
+        "kbc.evaluation.command",
+        "measure a matcher with and without KBC on a data set",
+        ("kbc eval --data pfwillow --root data/pf-willow --matcher hog --limit 100",),
+    ),
+    "data": Command(
+        "kbc.data.command",
+        "check a data set on disk, or say where data sets come from",
+        ("kbc data sources", "kbc data check data/pf-willow"),
+    ),
+    "train": Command("kbc.kbcnet.command", "train KBCNet", ("kbc train kbcnet --config kbcnet-tiny --out runs/tiny",)),
+    "bench": Command("kbc.ops.bench", "time the 4D convolutions on this machine", ("kbc bench conv4d",)),
+    "ui": Command(
+        "kbc.ui",
+        "a page to click points on",
+        ("kbc ui", "kbc ui --port 8080 --option weights=resnet18.pth --matcher resnet18"),
+    ),
+    "env": Command("kbc.cli_env", "what is installed here, for bug reports", ("kbc env", "kbc env --json -")),
+    "completion": Command(
+        "kbc.cli_completion",
+        "print a shell's completion script",
+        (
+            "kbc completion bash > ~/.local/share/bash-completion/completions/kbc",
+            "kbc completion zsh > ~/.zfunc/_kbc",
+            "kbc completion fish > ~/.config/fish/completions/kbc.fish",
+        ),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `kbc` with these arguments (by default the process's) and give its exit code.
+
+    Errors that kbc raises on purpose become one line on standard error; others keep their traceback.
+    """
+    given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        name = overview().parse_args(given[:1]).command
+        module = COMMANDS[name].load()
+        args = command_parser(name, module).parse_args(given[1:])
+        code = module.run(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong option
+        return int(stop.code or 0)
+    except MissingDependencyError as error:
+        return _complain(error, MISSING)
+    except KBCError as error:
+        return _complain(error, WRONG_INPUT if isinstance(error, ValueError) else FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `kbc … | head`: nobody reads on, and the interpreter must not complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except OSError as error:
+        return _complain(error, FAILED)
+
+
+def overview() -> argparse.ArgumentParser:
+    """The parser of `kbc` itself: which command. Building it imports no command."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    examples = "\n".join(f"  {COMMANDS[name].examples[0]}" for name in ("demo", "match", "env"))
+    parser = argparse.ArgumentParser(
+        prog="kbc",
+        usage="kbc COMMAND [OPTION …]",
+        description="Better keypoints on small objects, around any semantic matcher.",
+        epilog=f"commands:\n{commands}\n\n`kbc COMMAND --help` shows a command's options and examples.\n\n"
+        f"examples:\n{examples}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    return parser
+
+
+def command_parser(name: str, module: CommandModule) -> argparse.ArgumentParser:
+    """The parser of one command, with its examples and the exit codes at the end of its help."""
+    parser = argparse.ArgumentParser(
+        prog=f"kbc {name}", description=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.configure(parser)
+    own = parser.epilog or "examples:\n" + "\n".join(f"  {example}" for example in COMMANDS[name].examples)
+    parser.epilog = f"{own}\n\n{EXIT_CODES}"
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"kbc {version('kbc')}")
+        parser.exit()
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"kbc: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

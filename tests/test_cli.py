@@ -1,0 +1,382 @@
+"""The command line: what is printed, what is written, which exit code, and how fast help comes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from kbc import cli
+from kbc.cli_completion import collect
+from kbc.cli_options import key_values, parse_box, parse_points
+from kbc.data.scenes import scene_pair
+from kbc.errors import InputError, MatcherError, MissingDependencyError
+from kbc.files import write_json, written_whole
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A drawn pair on disk, its points as a string and its true target box."""
+    folder = tmp_path_factory.mktemp("photos")
+    scene = scene_pair(3, size_hw=(240, 320), object_fraction=(0.2, 0.2))
+    for name, image in (("a", scene.source.image), ("b", scene.target.image)):
+        cv2.imwrite(str(folder / f"{name}.png"), image[:, :, ::-1])
+    points = " ".join(f"{x:.3f},{y:.3f}" for x, y in scene.source.keypoints)
+    box = ",".join(f"{edge:.2f}" for edge in scene.target_box.xyxy)
+    return {"a": str(folder / "a.png"), "b": str(folder / "b.png"), "points": points, "box": box}
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = cli.main(args)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1,2", [[1, 2]]),
+        ("1,2 3.5,-4", [[1, 2], [3.5, -4]]),
+        (" 1 , 2 ;3,4\n", [[1, 2], [3, 4]]),
+        ("1e2,.5", [[100, 0.5]]),
+    ],
+)
+def test_points_are_read_from_text(text: str, expected: list[list[float]]) -> None:
+    assert parse_points(text).tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["", "1", "1 2", "1,2,3", "1,2 x", "a,b", "1,2 3"])
+def test_text_that_is_not_points_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="`--points` must be"):
+        parse_points(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.json", "[[1, 2], null, [3.5, 4]]"),
+        ("p.json", '{"keypoints": [[1, 2], [null, null], [3.5, 4]], "score": null}'),
+        ("p.json", '{"points": [[1, 2], null, [3.5, 4]]}'),
+        ("p.csv", "1,2\n,\n3.5,4\n"),
+        ("p.csv", "x,y\n1,2\n,\n3.5,4\n"),
+        ("p.csv", "name,y,x\nnose,2,1\ntail,,\near,4,3.5\n"),
+        ("p.csv", "\ufeffx,y\n1,2\n,\n3.5,4\n\n"),
+    ],
+)
+def test_points_are_read_from_files(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    expected = [[1.0, 2.0], [np.nan, np.nan], [3.5, 4.0]]
+    np.testing.assert_array_equal(parse_points(str(tmp_path / name)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.json", "[[1, 2", "a JSON file"),
+        ("p.json", "[]", "a JSON list of points"),
+        ("p.json", "[[1, 2, 3]]", r"the entry \[1, 2, 3\]"),
+        ("p.json", "[1, 2]", "the entry 1"),
+        ("p.json", '{"boxes": []}', r'"keypoints" or "points", received the keys \[\'boxes\'\]'),
+        ("p.json", '[["a", "b"]]', r"numbers of shape \(N, 2\)"),
+        ("p.csv", "", "no rows"),
+        ("p.csv", "x,y\n", "no rows"),
+        ("p.csv", "1\n2\n", "two columns"),
+        ("p.csv", "1,2\n3,four\n", "two columns"),
+    ],
+)
+def test_broken_points_files_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        parse_points(str(tmp_path / name))
+
+
+def test_a_points_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match="a readable file"):
+        parse_points("/nowhere/p.json")
+
+
+def test_options_keep_their_types() -> None:
+    found = key_values(["size=320", "weights=a=b.pth", "layers=[2,3]", "fast=true", "half-size=1.5"])
+    assert found == {"size": 320, "weights": "a=b.pth", "layers": [2, 3], "fast": True, "half_size": 1.5}
+
+
+@pytest.mark.parametrize("given", [["size"], ["=3"], ["a=1", "a=2"]])
+def test_options_without_a_key_or_given_twice_are_refused(given: list[str]) -> None:
+    with pytest.raises(InputError, match="`--option` must be"):
+        key_values(given)
+
+
+def test_boxes_are_xyxy() -> None:
+    assert parse_box("1,2,30,40", "--target-box").xyxy == (1, 2, 30, 40)
+    assert parse_box("1 2 30 40", "--target-box").xyxy == (1, 2, 30, 40)
+    assert parse_box(None, "--target-box") is None
+    for text in ("1,2,3", "30,2,1,40", "a,b,c,d", ""):
+        with pytest.raises(InputError, match="`--target-box` must be four numbers x0,y0,x1,y1"):
+            parse_box(text, "--target-box")
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def write_and_stop(path: Path) -> None:
+    with written_whole(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+    with written_whole(tmp_path / "a") as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_json_refuses_nan_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json({"x": float("nan")}, tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_fast_and_imports_neither_torch_nor_cv2() -> None:
+    code = "import sys, kbc.cli; assert kbc.cli.main(['--help']) == 0; assert not {'torch', 'cv2'} & set(sys.modules)"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 5  # seconds on a busy machine; 0.1 on a quiet one
+    assert all(name in done.stdout for name in cli.COMMANDS)
+    assert "exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_shows_examples_and_exit_codes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, name, "--help")
+    assert (code, err) == (0, "")
+    assert f"kbc {name}" in out
+    assert "example" in out.lower()
+    assert "130  interrupted" in out
+
+
+@pytest.mark.parametrize("example", [e for command in cli.COMMANDS.values() for e in command.examples])
+def test_every_example_is_understood(example: str) -> None:
+    words = shlex.split(example.split(" > ")[0])[1:]
+    args = cli.command_parser(words[0], cli.COMMANDS[words[0]].load()).parse_args(words[1:])
+    assert vars(args)
+
+
+def test_no_command_shows_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys)
+    assert code == 0
+    assert "commands:" in out
+
+
+def test_an_unknown_command_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "mach")
+    assert (code, out) == (cli.WRONG_INPUT, "")
+    assert "'match'" in err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import kbc
+
+    assert run(capsys, "--version") == (0, f"kbc {kbc.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("`x` must be y"), 2),
+        (MatcherError("it broke"), 1),
+        (MissingDependencyError("install it"), 3),
+        (KeyboardInterrupt(), 130),
+        (PermissionError(13, "no", "a.json"), 1),
+    ],
+)
+def test_errors_become_one_line_and_an_exit_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("kbc.cli_env.run", fail)
+    found, out, err = run(capsys, "env")
+    assert (found, out) == (code, "")
+    assert err.startswith("kbc: ")
+    assert err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(args: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kbc.cli_env.run", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["env"])
+
+
+def test_env_names_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "env", "--json", "-")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert facts["numpy"] == np.__version__
+    assert facts["python"].startswith(sys.version.split()[0])
+    assert {"torch", "cv2", "platform", "gradio"} <= set(facts)
+    assert facts["numpy"] in run(capsys, "env")[1]
+
+
+def test_matchers_are_listed_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "matchers", "--json", "-")
+    found = {entry["name"]: entry for entry in json.loads(out)}
+    assert code == 0
+    assert "default 256" in found["hog"]["options"]["size"]
+    assert found["resnet18"]["options"]["weights"] == "required"
+    assert run(capsys, "matchers", "hog")[1].startswith("hog\n    Dense gradient")
+    code, _, err = run(capsys, "matchers", "hogg")
+    assert code == 2
+    assert "did you mean 'hog'" in err
+
+
+def test_match_prints_json_and_nothing_else(photos: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "match", photos["a"], photos["b"], "--points", photos["points"], "--json", "-")
+    assert code == 0, err
+    result = json.loads(out)
+    count = len(photos["points"].split())
+    assert len(result["keypoints"]) == len(result["coarse"]) == len(result["source_keypoints"]) == count
+    assert all(0 <= x < 320 and 0 <= y < 240 for x, y in result["keypoints"])
+    assert result["matcher"] == "hog"
+
+
+def test_match_with_a_target_box_says_so_and_stays_near_it(
+    photos: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(
+        capsys, "match", photos["a"], photos["b"], "--points", photos["points"], "--target-box", photos["box"],
+        "--localizer", "given", "--json", "-",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["given"] == ["target"]
+
+
+def test_match_writes_a_picture_and_a_table(
+    photos: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra")
+    code, out, err = run(
+        capsys, "match", photos["a"], photos["b"], "--points", photos["points"], "--plot", str(tmp_path / "m.png"),
+        "--json", str(tmp_path / "m.json"), "--budget", "fast", "--option", "size=128",
+    )  # fmt: skip
+    assert code == 0, err
+    assert cv2.imread(str(tmp_path / "m.png")).shape[1] > 500
+    answer = json.loads((tmp_path / "m.json").read_text())["keypoints"][0]
+    assert f"{answer[0]:8.1f}{answer[1]:8.1f}" in out
+
+
+def test_match_without_kbc_is_the_matcher_alone(photos: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("match", photos["a"], photos["b"], "--points", photos["points"], "--json", "-")
+    alone = json.loads(run(capsys, *given, "--no-kbc")[1])
+    with_kbc = json.loads(run(capsys, *given)[1])
+    np.testing.assert_allclose(alone["keypoints"], with_kbc["coarse"], atol=1e-4)
+    assert "target_window" not in alone
+    code, _, err = run(capsys, *given, "--no-kbc", "--budget", "fast")
+    assert code == 2
+    assert "`--no-kbc` must be" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--points", "1"), "`--points` must be"),
+        (("--points", "1,1", "--matcher", "hogg"), "did you mean 'hog'"),
+        (("--points", "1,1", "--option", "sise=3"), "did you mean 'size'"),
+        (("--points", "1,1", "--set", "margn=3"), "did you mean 'margin'"),
+        (("--points", "1,1", "--set", "margin=-3"), "margin"),
+        (("--points", "1,1", "--target-box", "9,9,1,1"), "`--target-box` must be"),
+    ],
+)
+def test_match_names_what_is_wrong(
+    change: tuple[str, ...], message: str, photos: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "match", photos["a"], photos["b"], *change)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_match_names_a_file_that_is_not_there(photos: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "match", "nowhere.jpg", photos["b"], "--points", "1,1")
+    assert code == 2
+    assert "`source` must be an existing image file, received 'nowhere.jpg'" in err
+
+
+# Completion -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (["kbc", "ma"], {"match", "matchers"}),
+        (["kbc", "match", "--targ"], {"--target-box"}),
+        (["kbc", "match", "--budget", ""], {"fast", "balanced", "thorough"}),
+        (["kbc", "completion", "f"], {"fish"}),
+    ],
+)
+def test_bash_completes(line: list[str], expected: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    script = run(capsys, "completion", "bash")[1]
+    words = " ".join(f"'{word}'" for word in line)
+    ask = f"{script}\nCOMP_WORDS=({words}); COMP_CWORD={len(line) - 1}; _kbc; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == expected
+
+
+def test_completion_knows_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = collect()
+    assert set(cli.COMMANDS) <= set(commands)
+    assert {"--points", "--json", "--help"} <= set(commands["match"].options)
+    assert "complete -c kbc -n '__fish_seen_subcommand_from match' -l points -r" in run(capsys, "completion", "fish")[1]
+    assert run(capsys, "completion", "zsh")[1].startswith("#compdef kbc\n")
+
+
+# Interruption and pipes -----------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """The real process, interrupted while it matches: exit code 130, one line, no files."""
+    command = [sys.executable, "-m", "kbc.cli", "demo", "--pairs", "500", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        time.sleep(8)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert err.strip().splitlines()[-1] == "kbc: interrupted"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    done = subprocess.run(
+        f"'{sys.executable}' -m kbc.cli completion fish | head -n 1", shell=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "# fish completion for kbc"
+    assert done.stderr == ""
