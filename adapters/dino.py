@@ -1,0 +1,197 @@
+"""DINOv2 and DINOv3 through transformers: patch tokens become a feature map, compared by `kbc.features`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
+from kbc.features import IMAGENET_MEAN, IMAGENET_STD, FeatureMatcher, from_features, sample, soft_peak
+from kbc.geometry import Points, cell_centres, resize_points
+from kbc.images import Image
+from kbc.types import Match, Pair
+
+_GREY = tuple(round(255 * value) for value in IMAGENET_MEAN)  # zero after normalisation
+
+
+def load(
+    *,
+    model: str | Path,
+    size: int | None = None,
+    layer: int = -1,
+    fit: Literal["letterbox", "stretch"] = "letterbox",
+    download: bool = False,
+    device: str | torch.device = "cpu",
+) -> FeatureMatcher | Letterboxed:
+    """A DINOv2 or DINOv3 vision transformer as a matcher.
+
+    Args:
+        model: a local folder with `config.json` and safetensors weights, or a model id.
+        size: side of the square input, pixels, a multiple of the patch; by default about 518.
+        layer: whose patch tokens: 1 … L, or −1 … −L from the end. Passed through the final norm, as DINOv2's
+            `get_intermediate_layers` does.
+        fit: "letterbox" keeps the aspect and pads (at the right and below, our choice; no answer falls there);
+            "stretch" fills the square.
+        download: fetch a model id that is not in the cache. Never done unasked.
+        device: where it runs.
+
+    Raises:
+        InputError: no such model, not a ViT with patch tokens, a wrong size or layer.
+        MissingDependencyError: transformers is not installed.
+    """
+    if fit not in ("letterbox", "stretch"):
+        raise InputError(must_be("fit", "'letterbox' or 'stretch'", repr(fit)))
+    network = _pretrained(model, download).to(device).eval()
+    patch, depth = int(network.config.patch_size), int(network.config.num_hidden_layers)
+    side = 518 // patch * patch if size is None else int(size)
+    if side < patch or side % patch:
+        near = max(round(side / patch), 1) * patch
+        raise InputError(must_be("size", f"a multiple of the patch, {patch}", size, f"e.g. {near}"))
+    if not (1 <= layer <= depth or -depth <= layer <= -1):
+        raise InputError(must_be("layer", f"1 … {depth} or −1 … −{depth}", layer))
+    chosen = layer if layer > 0 else depth + 1 + layer
+    encode = encoder(network, chosen, _statistics(model, download))
+    name = f"dino ({Path(str(model)).name})"
+    square = from_features(encode, patch, size=side, name=name, normalise=False, device=device)
+    return square if fit == "stretch" else Letterboxed(square)
+
+
+def encoder(
+    network: Any, layer: int, statistics: tuple[Sequence[float], Sequence[float]]
+) -> Callable[[Tensor], Tensor]:
+    """(B, 3, H, W) RGB in [0, 1] → the patch tokens of a layer as a map (B, C, H/patch, W/patch).
+
+    The sequence is [CLS], registers, patches row by row: the first 1 + `num_register_tokens` are left out.
+
+    Raises:
+        MatcherError: (when called) the number of tokens is not what the configuration says.
+    """
+    config = network.config
+    patch, depth = int(config.patch_size), int(config.num_hidden_layers)
+    first = 1 + int(getattr(config, "num_register_tokens", 0) or 0)
+    norm = getattr(network, "layernorm", None) or getattr(network, "norm", None)
+
+    def encode(images: Tensor) -> Tensor:
+        mean, std = (images.new_tensor(values)[:, None, None] for values in statistics)
+        output = network(pixel_values=(images - mean) / std, output_hidden_states=layer < depth)
+        tokens = output.last_hidden_state
+        if layer < depth:
+            tokens = output.hidden_states[layer]
+            tokens = tokens if norm is None else norm(tokens)
+        height, width = images.shape[2] // patch, images.shape[3] // patch
+        if tokens.shape[1] != first + height * width:
+            raise MatcherError(
+                f"{type(network).__name__} must give {first} + {height}×{width} tokens, received {tokens.shape[1]}"
+            )
+        patches: Tensor = tokens[:, first:].transpose(1, 2).reshape(len(images), -1, height, width)
+        return patches
+
+    return encode
+
+
+class Letterboxed:
+    """A matcher with a square input that sees images padded to a square instead of stretched.
+
+    Images lie at the top left, so points keep their coordinates; cells of the padding take no part. Satisfies
+    `kbc.matcher.SimilarityMatcher`.
+    """
+
+    shares_features = True
+    zooms = True
+
+    def __init__(self, square: FeatureMatcher) -> None:
+        self.square = square
+        self.name = square.name
+        self.input_size = square.input_size
+        self.max_batch = square.max_batch
+
+    def similarity(self, pairs: Sequence[Pair], zoom: int = 1) -> list[npt.NDArray[np.float32]]:
+        """Per pair (N, h, w): cosines of each keypoint with cells that tile the target; see `FeatureMatcher`.
+
+        As many cells for every image as for a square one, so that maps of windows and of whole images compare.
+        """
+        found = self._padded(pairs, zoom)
+        return [_without_padding(maps, pair.target, maps.shape[1:]) for pair, maps in zip(pairs, found, strict=True)]
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        """The peak of each keypoint's similarity inside the target; the score is the cosine there."""
+        matches = []
+        for pair, maps in zip(pairs, self._padded(pairs), strict=True):
+            height, width = pair.target.shape[:2]
+            side = max(height, width)
+            rows, columns = max(round(maps.shape[1] * height / side), 1), max(round(maps.shape[2] * width / side), 1)
+            cells, score = soft_peak(torch.from_numpy(_without_padding(maps, pair.target, (rows, columns))))
+            peaks: Points = cells.double().numpy()
+            points = resize_points(peaks, (rows, columns), (height, width))
+            matches.append(Match(points, score.double().numpy()))
+        return matches
+
+    def _padded(self, pairs: Sequence[Pair], zoom: int = 1) -> list[npt.NDArray[np.float32]]:
+        padded = [Pair(squared(pair.source), squared(pair.target), pair.keypoints) for pair in pairs]
+        return self.square.similarity(padded, zoom)
+
+
+def squared(image: Image) -> Image:
+    """The image at the top left of a square of its longer side, the rest ImageNet's mean colour."""
+    height, width = image.shape[:2]
+    if height == width:
+        return image
+    side = max(height, width)
+    square = np.empty((side, side, 3), dtype=np.uint8)
+    square[:] = _GREY
+    square[:height, :width] = image
+    return square
+
+
+def _without_padding(maps: npt.NDArray[np.float32], image: Image, grid_hw: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Maps (N, h, w) over the padded square, resampled to cells that tile the image alone."""
+    height, width = image.shape[:2]
+    rows, columns = grid_hw
+    if height == width or len(maps) == 0:
+        return maps[:, :rows, :columns]
+    side = max(height, width)
+    x, y = cell_centres((rows, columns), (height, width))
+    at: Points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    cells = torch.from_numpy(resize_points(at, (side, side), (maps.shape[1], maps.shape[2]))).float()
+    values = sample(torch.from_numpy(maps), cells).numpy()
+    return np.asarray(values.reshape(-1, rows, columns), dtype=np.float32)
+
+
+def _pretrained(model: str | Path, download: bool) -> Any:
+    """The network, from safetensors only: nothing is unpickled and no code of the model's repository runs."""
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise MissingDependencyError('dino needs transformers; run: pip install "kbc[dino]"') from error
+    try:
+        network = AutoModel.from_pretrained(str(model), local_files_only=not download, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        hint = "download it, or pass download=True" if not download else "check the name"
+        expected = "a folder with config.json and model.safetensors, or a cached model id"
+        raise InputError(must_be("model", expected, f"{str(model)!r} ({reason})", hint)) from error
+    if not hasattr(network.config, "patch_size") or not hasattr(network.config, "num_hidden_layers"):
+        kind = network.config.model_type
+        raise InputError(must_be("model", "a vision transformer such as DINOv2 or DINOv3", f"{str(model)!r}: {kind}"))
+    return network
+
+
+def _statistics(model: str | Path, download: bool) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of the model's own preprocessing; ImageNet's where it names none."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(str(model), "preprocessor_config.json", local_files_only=not download)
+    except OSError:
+        path = None
+    if path is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    told = json.loads(Path(path).read_text())
+    return told.get("image_mean", IMAGENET_MEAN), told.get("image_std", IMAGENET_STD)

@@ -1,0 +1,324 @@
+"""Run an upstream checkout as it is, and leave no trace of it in the process.
+
+The checkout's modules are executed here, with an `__import__` of their own: names that the checkout holds (`model`,
+`utils`, `data`, …) resolve inside it, names that it mentions but does not need are stubs, everything else is imported
+as always. Python's own import system never hears of them, so `sys.path` and `sys.modules` are not touched, any number
+of checkouts live side by side, each with its own class-level state, and threads cannot see each other's half-done
+imports. Our choice; the usual way (checkout first on `sys.path`, then clean `sys.modules`) shares all of these.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from kbc.errors import InputError, KBCError, MatcherError, MissingDependencyError, must_be
+
+_log = logging.getLogger("kbc_adapters")
+_building = threading.Lock()
+_DOWNLOADERS = ("load_state_dict_from_url", "load_url")
+_SIGNS = {
+    "model/chmnet.py": "juhongm999/chm",
+    "model/dhpf.py": "juhongm999/dhpf",
+    "model/scot_CAM.py": "csyanbin/SCOT",
+    "models/Model.py": "wintersun661/MMNet",
+    "models/cats.py": "SunghwanHong/Cost-Aggregation-transformers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """What an adapter declares about the code it runs.
+
+    Attributes:
+        repository: owner/name on GitHub.
+        entry: the file that tells a checkout of it, relative to its root.
+        licence: what the repository says. "none" means that nobody but its authors may copy it.
+        citation: the paper.
+        direction: what upstream's own evaluation predicts. The adapter always answers source → target.
+        frame: how upstream resizes its images.
+    """
+
+    repository: str
+    entry: str
+    licence: str
+    citation: str
+    direction: str
+    frame: str
+
+
+class Stub:
+    """Stands for a package that upstream names and does not use. Any attribute is a stub; calling one is an error.
+
+    Args:
+        name: for the message.
+        known: names that upstream does use, at any depth, with what they are.
+    """
+
+    def __init__(self, name: str, **known: object) -> None:
+        self.__name__ = name
+        self._known = known
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        if attribute in self._known:
+            return self._known[attribute]
+        return Stub(f"{self.__name__}.{attribute}", **self._known)
+
+    def __call__(self, *args: object, **options: object) -> Any:
+        raise MatcherError(
+            f"upstream calls {self.__name__}, which kbc_adapters replaced by a stub; use the commit that "
+            "examples/results/adapters.md names"
+        )
+
+
+class CudaTo(TorchFunctionMode):
+    """While active in this thread, `tensor.cuda()` moves to the chosen device instead."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Called by torch for each of its functions."""
+        if func is torch.Tensor.cuda:
+            return args[0].to(self.device)
+        return func(*args, **(kwargs or {}))
+
+
+class Checkout:
+    """A private copy of the modules of an upstream checkout.
+
+    Args:
+        root: the user's clone.
+        upstream: what it must be a clone of.
+        stubs: top-level package → what upstream's `import` of it gets, ahead of any installed one.
+        packages: top-level package → its folder; run in here as well, so that the stubs hold for it too.
+        weights: what upstream gets when it asks for pretrained weights. None: it gets an error, and no download.
+
+    Raises:
+        InputError: `root` is no such checkout.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        upstream: Upstream,
+        *,
+        stubs: Mapping[str, object] | None = None,
+        packages: Mapping[str, Path] | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.root = Path(root).expanduser().resolve()
+        self.upstream = upstream
+        self._check()
+        quiet = SimpleNamespace(info=_log.debug, warning=_log.debug, INFO=logging.INFO)
+        network = {name: Stub(name) for name in ("requests", "urllib", "wget", "gdown")}
+        # upstream's `logging.info` would give the root logger a handler
+        self._stubs: dict[str, object] = {"logging": quiet, **network, **(stubs or {})}
+        self._packages = dict(packages or {})
+        self._weights = weights
+        self._modules: dict[str, ModuleType] = {}
+        self._lock = threading.RLock()
+        self._builtins = {**vars(builtins), "__import__": self._import, "print": self._print}
+
+    def get(self, module: str, name: str) -> Any:
+        """A module's attribute, e.g. `get("model.chmnet", "CHMNet")`.
+
+        Raises:
+            InputError: this commit of upstream lacks it.
+            MissingDependencyError: upstream needs a package that is not installed.
+            MatcherError: upstream's module raised.
+        """
+        loaded = self.module(module)
+        if not hasattr(loaded, name):
+            raise self._wrong(f"one without {name} in {module.replace('.', '/')}.py")
+        return getattr(loaded, name)
+
+    def module(self, name: str) -> ModuleType:
+        """A module of the checkout, by its dotted name. Errors as `get`."""
+        if self._find(name) is None:
+            raise self._wrong(f"one without {name.replace('.', '/')}.py")
+        try:
+            return self._load(name)
+        except KBCError:
+            raise
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if self._find(missing) is not None:
+                raise self._wrong(f"one whose {name} imports what it lacks ({error})") from error
+            raise MissingDependencyError(
+                f"{self.upstream.repository} ({name}) needs a package that is not installed: {error}; "
+                f"run: pip install {missing}"
+            ) from error
+        except Exception as error:
+            text = f"{self.upstream.repository} at {str(self.root)!r}: {name} raised {type(error).__name__}: {error}"
+            raise MatcherError(text) from error
+
+    def untrained(self, module: str, *names: str) -> None:
+        """Make these functions of a module ignore `pretrained=True`: the checkpoint holds the weights."""
+        loaded = self.module(module)
+        for name in names:
+            build = self.get(module, name)
+
+            def plain(pretrained: bool = False, *args: Any, _build: Any = build, **options: Any) -> Any:
+                return _build(False, *args, **options)
+
+            setattr(loaded, name, plain)
+
+    def pretrained(self, module: str, *names: str) -> None:
+        """Make these functions of a module build an untrained model and load the user's weights into it."""
+        loaded = self.module(module)
+        for name in names:
+            build = self.get(module, name)
+
+            def filled(*args: Any, _build: Any = build, **options: Any) -> Any:
+                model = _build(False)
+                model.load_state_dict(dict(self._weights or {}))
+                return model
+
+            setattr(loaded, name, filled)
+
+    @contextmanager
+    def building(self, device: torch.device) -> Iterator[None]:
+        """Construct upstream's model in here: `.cuda()` goes to `device`, torch's random state is put back.
+
+        Raises:
+            MatcherError: whatever else than a `KBCError` upstream raises.
+        """
+        with _building, torch.random.fork_rng(devices=[]), CudaTo(device):
+            try:
+                yield
+            except KBCError:
+                raise
+            except Exception as error:
+                raise MatcherError(
+                    f"{self.upstream.repository} at {str(self.root)!r} could not be built "
+                    f"({type(error).__name__}: {error}); is it the commit that examples/results/adapters.md names?"
+                ) from error
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        """Run upstream's model in here, in the thread that uses it."""
+        with CudaTo(device), torch.inference_mode():
+            yield
+
+    def _check(self) -> None:
+        if not self.root.is_dir():
+            clone = f"git clone https://github.com/{self.upstream.repository}"
+            raise InputError(must_be("checkout", "an existing folder", repr(str(self.root)), clone))
+        if (self.root / self.upstream.entry).is_file():
+            return
+        for sign, repository in _SIGNS.items():
+            if (self.root / sign).is_file():
+                raise self._wrong(f"one of {repository}")
+        for near in (self.root.parent, *sorted(path for path in self.root.iterdir() if path.is_dir())):
+            if (near / self.upstream.entry).is_file():
+                raise self._wrong("a folder beside it", f"did you mean {str(near)!r}?")
+        raise self._wrong(f"a folder without {self.upstream.entry}")
+
+    def _wrong(self, received: str, hint: str = "") -> InputError:
+        expected = f"a checkout of github.com/{self.upstream.repository}"
+        return InputError(must_be("checkout", expected, f"{str(self.root)!r}, {received}", hint))
+
+    def _import(
+        self,
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> Any:
+        """What `import` means inside the checkout; the signature is that of `builtins.__import__`."""
+        if level:
+            package = str((globals or {}).get("__package__") or "")
+            above = package.split(".")[: package.count(".") + 2 - level] if package else []
+            if not above:
+                raise ImportError("attempted relative import beyond top-level package")
+            name = ".".join([*above, *([name] if name else [])])
+        top = name.partition(".")[0]
+        if top in self._stubs:
+            found: Any = self._stubs[top]
+            for part in name.split(".")[1:] if fromlist else ():
+                found = getattr(found, part)
+            return found
+        if self._find(top) is None:
+            return builtins.__import__(name, globals, locals, fromlist or (), 0)
+        with self._lock:
+            module = self._load(name)
+            for item in fromlist or ():
+                if item != "*" and not hasattr(module, item) and self._find(f"{name}.{item}") is not None:
+                    self._load(f"{name}.{item}")
+            return module if fromlist else self._modules[top]
+
+    def _find(self, name: str) -> Path | None:
+        """The file or folder of a dotted name, or None when the checkout does not hold it."""
+        top, *rest = name.split(".")
+        base = self._packages.get(top, self.root / top)
+        path = base.joinpath(*rest)
+        if path.is_dir():
+            return path
+        file = path.with_name(f"{path.name}.py")
+        return file if file.is_file() else None
+
+    def _load(self, name: str) -> ModuleType:
+        with self._lock:
+            if name in self._modules:
+                return self._modules[name]
+            parent, _, child = name.rpartition(".")
+            above = self._load(parent) if parent else None
+            if name in self._modules:  # the package imported it
+                return self._modules[name]
+            path = self._find(name)
+            if path is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            module = ModuleType(name)
+            is_package = path.is_dir()
+            source = path / "__init__.py" if is_package else path
+            package = name if is_package else parent
+            vars(module).update(__file__=str(source), __package__=package, __builtins__=self._builtins)
+            if is_package:
+                module.__path__ = [str(path)]
+            self._modules[name] = module
+            if above is not None:
+                setattr(above, child, module)  # before it runs: circular imports find it
+            try:
+                if source.is_file():
+                    exec(compile(source.read_bytes(), str(source), "exec", dont_inherit=True), vars(module))
+            except BaseException:
+                del self._modules[name]
+                if above is not None:
+                    delattr(above, child)
+                raise
+            self._disarm(module)
+            return module
+
+    def _disarm(self, module: ModuleType) -> None:
+        """Point a module's ways to download weights at what the user gave."""
+        if hasattr(module, "model_zoo") and hasattr(module.model_zoo, "load_url"):
+            vars(module)["model_zoo"] = SimpleNamespace(load_url=self._pretrained)
+        for name in _DOWNLOADERS:
+            if hasattr(module, name):
+                setattr(module, name, self._pretrained)
+
+    def _pretrained(self, url: str, *args: object, **options: object) -> dict[str, torch.Tensor]:
+        if self._weights is None:
+            raise MatcherError(f"{self.upstream.repository} wants to download {url}; kbc_adapters downloads nothing")
+        return dict(self._weights)  # a plain dict: upstream writes into it
+
+    @staticmethod
+    def _print(*values: object, **options: object) -> None:
+        _log.debug(" ".join(map(str, values)))
