@@ -1,0 +1,143 @@
+"""KBCNet as a matcher."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kbcnet_helpers import shaken, small_config
+
+from kbc.data.scenes import scene_pair
+from kbc.errors import InputError
+from kbc.kbcnet import KBCNet, load
+from kbc.kbcnet.checkpoint import empty_network
+from kbc.kbcnet.model import peaks
+from kbc.kbcnet.network import Network
+from kbc.matcher import SimilarityMatcher, run_matcher
+from kbc.types import Pair
+
+
+def pairs(count: int = 3) -> list[Pair]:
+    return [scene_pair(seed, size_hw=(96, 128)).pair for seed in range(count)]
+
+
+def test_it_is_a_similarity_matcher(network: Network) -> None:
+    matcher = KBCNet(network)
+    assert isinstance(matcher, SimilarityMatcher)
+    assert matcher.input_size == (64, 64)
+    for pair, match in zip(pairs(), run_matcher(matcher, pairs()), strict=True):
+        assert match.keypoints.shape == pair.keypoints.shape
+        assert match.score is not None
+        assert ((match.score > 0) & (match.score <= 1 + 1e-6)).all()
+
+
+def test_a_batch_gives_what_single_calls_give(network: Network) -> None:
+    matcher = KBCNet(network)
+    together = matcher.match(pairs())
+    for pair, match in zip(pairs(), together, strict=True):
+        alone = KBCNet(network).match([pair])[0]
+        assert np.allclose(match.keypoints, alone.keypoints, atol=1e-3)
+        assert np.allclose(match.score, alone.score, atol=1e-5)
+
+
+def test_an_image_finds_its_own_points(network: Network) -> None:
+    """Cell centres come back exactly: the coordinates go there and back through every frame."""
+    for config in (small_config(), small_config(backbone="resnet18", layers=(1, 2, 3), hypercolumn=(2, 3))):
+        matcher = KBCNet(empty_network(config), size=(64, 96))
+        image = scene_pair(1, size_hw=(96, 128)).source.image
+        centres = matcher.grid.to_pixels(torch.tensor([[3.0, 2.0], [7.0, 5.0], [1.0, 6.0]])).numpy()
+        points = matcher._frame(image).to_image(centres.astype(np.float64))
+        found = matcher.match([Pair(image, image, points)])[0].keypoints
+        assert np.abs(found - points).max() < 128 / 96 * matcher.grid.stride * 0.5
+
+
+def test_undefined_and_absent_points(network: Network) -> None:
+    first, second, third = pairs()
+    points = first.keypoints.copy()
+    points[1] = np.nan
+    none = Pair(second.source, second.target, np.empty((0, 2)))
+    found = KBCNet(network).match([Pair(first.source, first.target, points), none, third])
+    assert np.isnan(found[0].keypoints[1]).all()
+    assert found[0].score is not None
+    assert math.isnan(found[0].score[1])
+    assert np.isfinite(np.delete(found[0].keypoints, 1, axis=0)).all()
+    assert found[1].keypoints.shape == (0, 2)
+    assert KBCNet(network).match([none])[0].keypoints.shape == (0, 2)
+    assert KBCNet(network).match([]) == []
+
+
+def test_features_are_kept_per_image_within_a_bound(network: Network) -> None:
+    matcher = KBCNet(network)
+    pair = pairs(1)[0]
+    matcher.match([pair, pair])
+    matcher.match([pair.swapped(pair.keypoints)])
+    matcher.similarity([pair])
+    assert matcher.encoded == 2
+    forgetful = KBCNet(network, cache_bytes=0)
+    forgetful.match([pair])
+    forgetful.match([pair])
+    assert forgetful.encoded == 4
+
+
+def test_similarity_covers_the_target_and_peaks_where_the_match_lies(network: Network) -> None:
+    matcher = KBCNet(network, size=(64, 96))
+    pair = pairs(1)[0]
+    values = matcher.similarity([pair])[0]
+    match = matcher.match([pair])[0]
+    assert values.shape == (len(pair.keypoints), 8, 12)
+    assert values.dtype == np.float32
+    height, width = pair.target.shape[:2]
+    for point, row in zip(match.keypoints, values, strict=True):
+        i, j = np.unravel_index(row.argmax(), row.shape)
+        centre = ((j + 0.5) * width / 12 - 0.5, (i + 0.5) * height / 8 - 0.5)
+        assert np.abs(point - centre).max() <= (matcher.network.config.reach + 0.5) * width / 12
+    assert matcher.similarity([pair], zoom=2)[0].shape == (len(pair.keypoints), 16, 24)
+
+
+def test_flow_agrees_with_the_points_at_cell_centres(network: Network) -> None:
+    matcher = KBCNet(network)
+    pair = pairs(1)[0]
+    flow = matcher.flow([pair])[0]
+    assert flow.target.shape == (8, 8, 2)
+    asked = flow.source[[1, 4, 6], [2, 3, 7]]
+    match = matcher.match([Pair(pair.source, pair.target, asked)])[0]
+    assert np.allclose(match.keypoints, flow.target[[1, 4, 6], [2, 3, 7]], atol=0.05)
+    assert np.allclose(flow.at(asked), match.keypoints, atol=0.05)
+    assert np.isnan(flow.at(np.array([[np.nan, 1.0]]))).all()
+
+
+def test_confidence_is_the_share_around_the_peak() -> None:
+    rows = torch.full((2, 9, 9), -10.0)
+    rows[0, 4, 4] = 0.0
+    rows[1, 1, 1] = rows[1, 7, 7] = 0.0
+    cells, score = peaks(rows, 2, 0.1)
+    assert torch.allclose(cells[0], torch.tensor([4.0, 4.0]))
+    assert torch.allclose(score, torch.tensor([1.0, 0.5]), atol=1e-4)
+
+
+def test_sizes_that_cannot_be(network: Network) -> None:
+    with pytest.raises(InputError, match="at least 16"):
+        KBCNet(network, size=8)
+    with pytest.raises(InputError, match="GiB"):
+        KBCNet(network, size=4096)
+
+
+def test_load(checkpoint: Path, tmp_path: Path) -> None:
+    matcher = load(weights=checkpoint, size=96, amp=True)
+    assert matcher.name == "kbcnet-small"
+    assert matcher.match(pairs(1))[0].keypoints.shape == pairs(1)[0].keypoints.shape
+    with pytest.raises(InputError, match=r"nowhere\.json"):
+        load(weights=tmp_path / "nowhere.safetensors")
+
+
+def test_kbc_around_it(network: Network) -> None:
+    kbc = pytest.importorskip("kbc")
+    scene = scene_pair(3, size_hw=(240, 320), object_fraction=(0.15, 0.2))
+    matcher = kbc.wrap(KBCNet(shaken(network)), localizer="given", small_below=0.9)
+    pair = Pair(scene.source.image, scene.target.image, scene.pair.keypoints, target_box=scene.target_box)
+    result = matcher.match([pair])[0]
+    assert result.target_window is not None
+    assert result.target_window.size_hw == (64, 64)

@@ -1,0 +1,228 @@
+"""The network's parts: what each computes, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kbcnet_helpers import shaken, small_config
+
+from kbc.errors import InputError
+from kbc.features import Grid
+from kbc.kbcnet.backbone import Backbone, align, oriented_edges
+from kbc.kbcnet.checkpoint import empty_network
+from kbc.kbcnet.csfa import CSFA, _position_code
+from kbc.kbcnet.decoder import nearness
+from kbc.kbcnet.network import Network, corners, rows_at
+
+
+def images(count: int = 2, size: tuple[int, int] = (64, 64), seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+# --- grids -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize(("stride", "to"), [(4, 8), (16, 8)])
+def test_align_keeps_every_cell_at_its_pixel(offset: float, stride: int, to: int) -> None:
+    """A map that holds its own pixel coordinates still holds them on the other grid."""
+    grids = [Grid(float(s), offset * (s - 1)) for s in (stride, to)]
+    size, cells = 64 // stride, 64 // to
+    at = grids[0].to_pixels(torch.arange(size).float())
+    maps = torch.stack([at.expand(size, size), at[:, None].expand(size, size)])[None]
+    found = align(maps, grids[0], grids[1], (cells, cells))
+    wanted = grids[1].to_pixels(torch.arange(cells).float()).clamp(at[0], at[-1])  # edges are repeated
+    assert torch.allclose(found[0, 0, 0], wanted, atol=1e-4)
+    assert torch.allclose(found[0, 1, :, 0], wanted, atol=1e-4)
+
+
+def test_a_blob_lies_in_its_cell_of_each_map() -> None:
+    """Cell i of the tiny backbone is centred on pixel i·s + (s − 1)/2, of a ResNet on i·s."""
+    for config in (small_config(), small_config(backbone="resnet18", layers=(1, 2, 3), hypercolumn=(2, 3))):
+        backbone = Backbone(config).eval()
+        for level, (maps, blank) in enumerate(zip(backbone(images(1) * 0), backbone(images(1) * 0), strict=True)):
+            assert torch.equal(maps, blank)
+            grid = backbone.grid(level)
+            assert maps.shape[-1] == 64 // grid.stride
+        grid = backbone.grid(0)
+        image = torch.zeros(1, 3, 64, 64)
+        x, y = (int(grid.to_pixels(torch.tensor(float(c)))) for c in (9, 4))
+        image[..., y : y + 2, x : x + 2] = 5.0
+        change = (backbone(image)[0] - backbone(image * 0)[0]).abs()
+        if config.backbone == "tiny":  # the stem sees only its patch; group norm moves the rest evenly
+            stem = backbone.network.patches
+            change = (stem(image) - stem(image * 0)).abs()  # type: ignore[operator]
+        peak = int(change.sum(1).flatten().argmax())
+        assert (peak % change.shape[-1], peak // change.shape[-1]) == (9, 4)
+
+
+def test_the_position_code_of_a_pixel_is_the_same_on_every_grid() -> None:
+    fine, coarse = Grid(4.0, 0.0), Grid(8.0, 0.0)
+    a = _position_code(torch.zeros(1, 16, 8, 8), fine)
+    b = _position_code(torch.zeros(1, 16, 4, 4), coarse)
+    assert torch.allclose(a[..., ::2, ::2], b, atol=1e-6)
+    assert not torch.allclose(a[..., 0, 0], a[..., 0, 1], atol=1e-2)
+    assert not torch.allclose(a[..., 0, 0], a[..., 1, 0], atol=1e-2)
+
+
+# --- CSFA ------------------------------------------------------------------------------------------------------------
+
+
+def maps_of(seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, c, s, s, generator=generator) for c, s in ((4, 16), (8, 8), (12, 4))]
+
+
+GRIDS = [Grid(4.0, 1.5), Grid(8.0, 3.5), Grid(16.0, 7.5)]
+
+
+def test_csfa_starts_as_the_identity() -> None:
+    features = torch.randn(2, 8, 8, 8)
+    assert torch.equal(CSFA((4, 8, 12), 8, 16, 2)(features, maps_of(), GRIDS), features)
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_csfa_reads_both_other_scales_from_everywhere(level: int) -> None:
+    """A change in one corner of another scale reaches the opposite corner: attention, not alignment alone."""
+    csfa = CSFA((4, 8, 12), 8, 16, 2)
+    torch.nn.init.normal_(csfa.mix[-1].weight)  # type: ignore[arg-type]
+    first, second = maps_of(), maps_of()
+    second[level][:, :, 0, 0] += 3.0
+    features = torch.zeros(2, 8, 8, 8)
+    moved = (csfa(features, first, GRIDS) - csfa(features, second, GRIDS)).abs()
+    assert moved[..., 0, 0].max() > 1e-3
+    assert moved[..., -1, -1].max() > 1e-6
+
+
+def test_csfa_is_a_small_part_of_the_network() -> None:
+    network = Network(small_config(backbone="resnet18", layers=(2, 3, 4), csfa_dim=64, csfa_heads=4))
+    assert network.csfa is not None
+    count = sum(p.numel() for p in network.csfa.parameters())
+    assert count < 0.03 * sum(p.numel() for p in network.parameters())
+
+
+# --- correlation and decoder -----------------------------------------------------------------------------------------
+
+
+def test_an_untrained_decoder_changes_nothing_without_votes() -> None:
+    network = empty_network(small_config(votes=()))
+    scores = network(images(), images(seed=1))
+    assert torch.equal(scores.plain, scores.refined)
+
+
+def test_an_image_matches_itself(network: Network) -> None:
+    plain = network(images(), images()).plain
+    diagonal = plain.flatten(1, 2).flatten(2).diagonal(dim1=1, dim2=2)
+    assert torch.allclose(diagonal, torch.ones_like(diagonal), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"kernel": 5}, {"decoder": (4, 4)}, {"position_sigma": None}, {"votes": ()}, {"decoder": ()}]
+)
+def test_queried_rows_equal_the_whole_evaluation(changes: dict[str, Any]) -> None:
+    network = shaken(empty_network(small_config(**changes)))
+    source, target = images(size=(64, 96)), images(size=(48, 80), seed=1)
+    cells = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(2)) * torch.tensor([11.0, 7.0])
+    cells[0, 0] = torch.tensor([-0.4, 7.4])  # beyond the outer centres: repeated edge
+    with torch.no_grad():
+        whole = rows_at(network(source, target).refined, cells)
+        asked = network.query(network.describe(source), network.describe(target), cells)
+    assert asked.shape == (2, 5, 6, 10)
+    assert torch.allclose(whole, asked, atol=2e-6)
+
+
+def test_corners_interpolate_and_repeat_edges() -> None:
+    values = torch.arange(12.0).view(3, 4)
+    index, weight = corners(torch.tensor([[1.25, 0.5], [3.6, 2.9], [-1.0, 0.0], [torch.nan, 1.0]]), (3, 4))
+    found = (values.flatten()[index] * weight).sum(-1)
+    assert torch.allclose(found, torch.tensor([3.25, 11.0, 0.0, 4.0]))
+
+
+def test_nearness_peaks_at_the_same_place_whatever_the_grids() -> None:
+    values = nearness((4, 6), (8, 12), 0.2)
+    assert values.shape == (4, 6, 8, 12)
+    row = values[1, 2]  # centre at (1.5/4, 2.5/6): between cells 2 and 3, 4 and 5 of the other grid
+    assert torch.allclose(row[2:4, 4:6], row[2, 4].expand(2, 2))
+    assert row.max() == row[2, 4]
+
+
+def test_source_and_target_may_differ_in_size(network: Network) -> None:
+    assert network(images(size=(64, 32)), images(size=(48, 64))).refined.shape == (2, 8, 4, 6, 8)
+
+
+def test_a_truncated_weight_file_gets_a_learned_layer() -> None:
+    config = small_config(backbone="resnet18", layers=(2, 3, 4))
+    network = Network(config, learned_coarse=True).eval()
+    raw = network.backbone.raw(images())
+    assert [m.shape[-1] for m in raw] == [8, 4]
+    assert [m.shape[-1] for m in network.backbone(images())] == [8, 4, 2]
+    assert network(images(), images()).refined.shape == (2, 4, 4, 4, 4)
+
+
+def test_batch_norms_keep_their_statistics_in_training() -> None:
+    network = Network(small_config(backbone="resnet18", layers=(1, 2, 3)))
+    before = {k: v.clone() for k, v in network.state_dict().items() if "running" in k}
+    network.train()
+    network.backbone(images())
+    assert network.training
+    assert all(torch.equal(network.state_dict()[k], v) for k, v in before.items())
+
+
+def test_gradients_reach_every_part(network: Network) -> None:
+    scores = network(images(), images(seed=1))
+    scores.refined.square().mean().backward()
+    without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+# --- environments ----------------------------------------------------------------------------------------------------
+
+
+def test_autocast_stays_close(network: Network) -> None:
+    with torch.no_grad():
+        exact = network(images(), images(seed=1)).refined
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = network(images(), images(seed=1)).refined
+    assert rough.dtype == torch.float32
+    assert (exact - rough).abs().max() < 0.1
+    assert not torch.equal(exact, rough)
+
+
+def test_compiles_in_one_piece(network: Network) -> None:
+    compiled = torch.compile(network, backend="eager", fullgraph=True)  # no graph breaks; code generation is torch's
+    source, target = images(), images(seed=1)
+    assert torch.allclose(compiled(source, target).refined, network(source, target).refined, atol=1e-5)
+
+
+def test_wrong_images(network: Network) -> None:
+    with pytest.raises(InputError, match=r"\(B, 3, H, W\)"):
+        network(torch.zeros(3, 64, 64), images())
+    with pytest.raises(InputError, match="16×16"):
+        network(images(size=(8, 64)), images())
+    with pytest.raises(InputError, match="device"):
+        network(images().to("meta"), images())
+    with pytest.raises(InputError, match="device"):
+        network.compare(network.describe(images()), [m.to("meta") for m in network.describe(images())])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_cpu_result(network: Network) -> None:
+    with torch.no_grad():
+        here = network(images(), images(seed=1)).refined
+        there = network.to("cuda")(images().cuda(), images(seed=1).cuda()).refined.cpu()
+    assert torch.allclose(here, there, atol=1e-3)
+
+
+def test_edges_follow_direction_and_forget_contrast() -> None:
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    across, down = ((wave / 3).sin().expand(1, 3, 32, 32) for wave in (x, y))
+    found, turned, faint = (oriented_edges(image) for image in (across, down, 0.5 * across))
+    assert found.shape == (1, 24, 8, 8)
+    middle = (0, slice(0, 8), 4, 4)
+    assert int(found[middle].argmax()) == 0  # dx alone: doubled angle 0
+    assert int(turned[middle].argmax()) == 4
+    assert torch.allclose(found, faint, rtol=0.2, atol=0.05)
+    assert oriented_edges(torch.zeros(1, 3, 30, 18)).shape == (1, 24, 8, 5)

@@ -1,0 +1,255 @@
+"""Training: the same recipe gives the same weights, interrupted or not, on one process or two."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from kbcnet_helpers import SMALL, small_recipe
+
+from kbc.errors import DataError, InputError
+from kbc.kbcnet import command
+from kbc.kbcnet.checkpoint import load_checkpoint
+from kbc.kbcnet.recipe import CONFIGS, Recipe, read_recipe
+from kbc.kbcnet.training import Options, TrainingError, _Run, indices_of, learning_rate, train
+from kbc.resnet import ResNet
+from kbc.weights import load_metadata, load_safetensors
+
+SCRIPT = """
+import argparse, sys
+from kbc.kbcnet import command
+parser = argparse.ArgumentParser()
+command.configure(parser)
+sys.exit(command.run(parser.parse_args()))
+"""
+
+
+def options(out: Path, **changes: object) -> Options:
+    return Options(out, **({"workers": 0, "progress": False} | changes))  # type: ignore[arg-type]
+
+
+def same(first: Path, second: Path) -> bool:
+    a, b = load_safetensors(first), load_safetensors(second)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_recipe(recipe: Recipe, path: Path) -> Path:
+    path.write_text(recipe.model_dump_json())
+    return path
+
+
+def test_training_lowers_the_loss_and_writes_a_checkpoint(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=30, lr=3e-3, backbone_lr=3e-3, ema=0.8, validate_every=15)
+    path = train(recipe, options(tmp_path))
+    log = rows_of(tmp_path)
+    losses = [float(row["loss"]) for row in log]
+    assert [int(row["step"]) for row in log] == list(range(1, 31))
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    assert log[0]["pck"] == ""
+    assert 0 <= float(log[-1]["pck"]) <= 100
+    network, card = load_checkpoint(path)
+    assert network.config == recipe.model
+    assert Recipe.model_validate(card.training["recipe"]) == recipe
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    recipe = small_recipe()
+    whole = train(recipe, options(tmp_path / "whole"))
+    assert train(recipe, options(tmp_path / "parts", stop_after=3)).name == "last.safetensors"
+    assert load_metadata(tmp_path / "parts" / "last.safetensors")["step"] == "3"
+    parts = train(recipe, options(tmp_path / "parts"))
+    assert same(whole, parts)
+    assert whole.with_suffix(".json").read_text() == parts.with_suffix(".json").read_text()
+    assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [row["loss"] for row in rows_of(tmp_path / "parts")]
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=24, validate_pairs=0)
+    config = write_recipe(recipe, tmp_path / "recipe.json")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    out = tmp_path / "killed"
+    arguments = ["kbcnet", "--config", str(config), "--out", str(out), "--workers", "0", "--threads", "1", "--quiet"]
+    process = subprocess.Popen([sys.executable, str(tmp_path / "train.py"), *arguments])
+    waited = time.monotonic() + 100
+    while not (out / "last.safetensors").exists() and time.monotonic() < waited and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = int(load_metadata(out / "last.safetensors")["step"])
+    assert 2 <= step < 24
+    assert same(train(recipe, options(tmp_path / "whole")), train(recipe, options(out)))
+
+
+def test_workers_do_not_change_the_weights(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=3)
+    first, second = (train(recipe, options(tmp_path / str(n), workers=n)) for n in (0, 1))
+    assert same(first, second)
+
+
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=4, validate_pairs=0)
+    config = write_recipe(recipe, tmp_path / "recipe.json")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = ["kbcnet", "--config", str(config), "--out", str(tmp_path / "two"), "--workers", "0", "--quiet"]
+    done = subprocess.run([*torchrun, str(tmp_path / "train.py"), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    train(recipe, options(tmp_path / "one"))
+    # The averaged gradients agree to rounding. Weights agree less: where a gradient is zero but for rounding (a bias
+    # in front of a norm), AdamW makes a step of it all the same.
+    first, second = (load_safetensors(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert apart(first, second, "exp_avg/") < 1e-4
+    assert apart(first, second, "model/") < 1e-3
+    shorter = tmp_path / "shorter"
+    train(recipe, options(shorter, stop_after=3))
+    assert apart(first, load_safetensors(shorter / "last.safetensors"), "exp_avg/") > 0.1
+
+
+def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], kind: str) -> float:
+    """Norm of the difference over the norm, of all tensors of a kind together."""
+    names = [name for name in first if name.startswith(kind)]
+    a, b = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (first, second))
+    return float((a - b).norm() / a.norm())
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="multiple of the 3 processes"):
+        _Run(small_recipe(), options(tmp_path), {}, 0, 3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(validate_pairs=0)
+    train(recipe, options(tmp_path, stop_after=2))
+    before = (tmp_path / "last.safetensors").read_bytes()
+    monkeypatch.setattr("kbc.kbcnet.training.cell_loss", lambda rows, *_: rows.sum() * float("nan"))
+    with pytest.raises(TrainingError, match="step 2"):
+        train(recipe, options(tmp_path))
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_another_recipe_or_a_damaged_state_in_the_folder(tmp_path: Path) -> None:
+    train(small_recipe(), options(tmp_path, stop_after=1))
+    with pytest.raises(InputError, match="same recipe"):
+        train(small_recipe(lr=0.5), options(tmp_path))
+    last = tmp_path / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-50])
+    with pytest.raises(DataError):
+        train(small_recipe(), options(tmp_path))
+
+
+def test_a_frozen_backbone_is_seen_once_per_pair_and_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    state = {k: v for k, v in ResNet("resnet18").state_dict().items() if not k.startswith("layer4.")}
+    torch.save(state, tmp_path / "resnet18.pth")
+    model = SMALL | {"backbone": "resnet18", "layers": (2, 3, 4)}
+    changes = {
+        "model": model,
+        "backbone_weights": str(tmp_path / "resnet18.pth"),
+        "backbone_lr": 0,
+        "validate_pairs": 0,
+    }
+    recipe = small_recipe(**changes, pool=5)
+    seen: list[int] = []
+    raw = torch.nn.Module.__call__
+
+    def counted(module: torch.nn.Module, *args: object, **kwargs: object) -> object:
+        if isinstance(module, ResNet):
+            seen.append(len(args[0]))  # type: ignore[arg-type]
+        return raw(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", counted)
+    path = train(recipe, options(tmp_path / "a", cache=tmp_path))
+    assert sum(seen) == 2 * 5
+    seen.clear()
+    again = train(recipe, options(tmp_path / "b", cache=tmp_path))
+    assert seen == []
+    assert same(path, again)
+    network, card = load_checkpoint(path, tmp_path / "resnet18.pth")
+    assert card.learned_coarse
+    trained = network.backbone.network.state_dict()
+    assert all(torch.equal(trained[k], v) for k, v in state.items())
+
+
+def test_tensorboard_files(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(small_recipe(steps=1, validate_pairs=0), options(tmp_path, tensorboard=True))
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+# --- schedules and recipes -------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    recipe = small_recipe(steps=100, warmup=0.1)
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.0)
+
+
+def test_the_pairs_of_a_step() -> None:
+    assert indices_of(small_recipe(), 2) == [8, 9, 10, 11]
+    pooled = small_recipe(pool=3)
+    assert indices_of(pooled, 2) == indices_of(pooled, 2)
+    assert set(indices_of(pooled, 2)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("kbcnet-*.json")), ids=lambda p: p.stem)
+def test_the_recipes_that_come_with_kbc(path: Path) -> None:
+    recipe = read_recipe(path.stem)
+    assert recipe.name == path.stem
+    assert recipe.shares
+    if recipe.model.backbone == "tiny":
+        assert {data.kind for data in recipe.data} == {"scenes"}
+
+
+def test_recipes_refuse_what_they_do_not_know(tmp_path: Path) -> None:
+    path = write_recipe(small_recipe(), tmp_path / "recipe.json")
+    assert read_recipe(path, {"model.csfa": False, "data.0.views.kbc": False}).data[0].views.kbc is False
+    for changes, message in (
+        ({"stepz": 3}, "stepz"),
+        ({"model.kernel": 4}, "kernel"),
+        ({"model.layers": [1, 3, 4]}, "consecutive"),
+        ({"data.7.seed": 1}, "data.7.seed"),
+        ({"steps": 0}, "steps"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_recipe(path, changes)
+    with pytest.raises(InputError, match="kbcnet-tiny"):
+        read_recipe("nothing")
+    path.write_text("{")
+    with pytest.raises(InputError, match="JSON"):
+        read_recipe(path)
+    with pytest.raises(InputError, match="mix"):
+        _ = small_recipe(mix=(1.0, 2.0)).shares
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(small_recipe(), tmp_path / "recipe.json")
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    arguments = ["kbcnet", "--config", str(path), "--out", str(tmp_path / "run"), "--workers", "0", "--quiet"]
+    assert command.run(parser.parse_args([*arguments, "--set", "steps=1", "--set", "model.csfa=false"])) == 0
+    written = Path(capsys.readouterr().out.strip())
+    assert json.loads(written.with_suffix(".json").read_text())["model"]["csfa"] is False
+    assert not any(name.startswith("csfa") for name in load_safetensors(written))
+    with pytest.raises(InputError, match="FIELD=VALUE"):
+        command.run(parser.parse_args([*arguments, "--set", "steps"]))
