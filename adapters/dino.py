@@ -27,6 +27,7 @@ def load(
     size: int | None = None,
     layer: int = -1,
     fit: Literal["letterbox", "stretch"] = "letterbox",
+    votes: bool = False,
     download: bool = False,
     device: str | torch.device = "cpu",
 ) -> FeatureMatcher | Letterboxed:
@@ -39,6 +40,7 @@ def load(
             `get_intermediate_layers` does.
         fit: "letterbox" keeps the aspect and pads (at the right and below, our choice; no answer falls there);
             "stretch" fills the square.
+        votes: add the votes of the surrounding matches; see `FeatureMatcher.with_votes`.
         download: fetch a model id that is not in the cache. Never done unasked.
         device: where it runs.
 
@@ -60,6 +62,7 @@ def load(
     encode = encoder(network, chosen, _statistics(model, download))
     name = f"dino ({Path(str(model)).name})"
     square = from_features(encode, patch, size=side, name=name, normalise=False, device=device)
+    square = square.with_votes() if votes else square
     return square if fit == "stretch" else Letterboxed(square)
 
 
@@ -111,6 +114,7 @@ class Letterboxed:
         self.name = square.name
         self.input_size = square.input_size
         self.max_batch = square.max_batch
+        self.weighs_neighbours = square.weighs_neighbours
 
     def similarity(self, pairs: Sequence[Pair], zoom: int = 1) -> list[npt.NDArray[np.float32]]:
         """Per pair (N, h, w): cosines of each keypoint with cells that tile the target; see `FeatureMatcher`.

@@ -19,7 +19,8 @@ EXIT_CODES = """exit codes:
   1    failed: a matcher raised or gave no answer, a file could not be written, a check found faults
   2    wrong input: an option, a file or a value; the message says which and what it must be
   3    an optional package is missing; the message gives the line to run
-  130  interrupted (Ctrl-C); no output file is left half-written"""
+  130  interrupted (Ctrl-C); no output file is left half-written
+  141  whoever read the output went away (kbc … | head)"""
 
 
 class CommandModule(Protocol):

@@ -103,6 +103,17 @@ def test_known_translation(kind: str, fit: Any, folders: dict[str, Path]) -> Non
     assert np.abs(np.median(moved, axis=0) - shift).max() <= PATCH[kind] / 2
 
 
+@pytest.mark.parametrize("fit", ["letterbox", "stretch"])
+def test_votes_change_the_maps_and_not_where_a_shift_is_found(fit: Any, folders: dict[str, Path]) -> None:
+    pair = shifted((112, 112), (28, -14))
+    plain = load(model=folders["dinov2"], size=112, fit=fit)
+    voting = load(model=folders["dinov2"], size=112, fit=fit, votes=True)
+    assert (plain.weighs_neighbours, voting.weighs_neighbours) == (False, True)
+    assert np.abs(voting.similarity([pair])[0] - plain.similarity([pair])[0]).max() > 0.01
+    moved = voting.match([pair])[0].keypoints - pair.keypoints
+    assert np.abs(np.median(moved, axis=0) - (28, -14)).max() <= 7
+
+
 def test_size_must_be_a_multiple_of_the_patch(folders: dict[str, Path]) -> None:
     with pytest.raises(InputError, match=r"multiple of the patch, 14, received 512; e\.g\. 518"):
         load(model=folders["dinov2"], size=512)
