@@ -33,7 +33,9 @@ class Recipe(BaseModel):
         lr, backbone_lr, decoder_lr: AdamW's peak learning rates.
         weight_decay, clip: AdamW's decay; greatest norm of the gradient.
         warmup: share of the steps over which the rate rises; then it falls as a cosine to zero.
-        ema: decay of the averaged weights, which are the result.
+        ema: decay of the averaged weights.
+        blend: where the result lies between the initial weights (0) and the averaged ones (1). Below one it keeps more
+            of what the features knew of things not trained on (Wortsman et al., arXiv 2109.01903).
         decoder_start: share of the steps before the decoder runs; features learn faster without it.
         plain_weight, end_point_weight: weights of the loss on the features' own correlation and of the distance term;
             the loss on the refined correlation has weight one.
@@ -61,6 +63,7 @@ class Recipe(BaseModel):
     clip: Annotated[float, Field(gt=0)] = 1.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    blend: Annotated[float, Field(gt=0, le=1)] = 1.0
     decoder_start: Annotated[float, Field(ge=0, le=1)] = 0.0
     plain_weight: Annotated[float, Field(ge=0)] = 0.5
     end_point_weight: Annotated[float, Field(ge=0)] = 0.1

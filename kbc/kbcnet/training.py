@@ -202,7 +202,8 @@ class _Run:
         self.objective.to(self.device)
         self.trained = {name: p for name, p in self.objective.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(_groups(self.trained, recipe), betas=(0.9, 0.98))
-        self.ema = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.initial = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.ema = {name: value.clone() for name, value in self.initial.items()}
         self.step = 0
         self.last = options.out / "last.safetensors"
         if self.last.is_file():
@@ -275,9 +276,9 @@ class _Run:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """PCK@0.1 (of the longest side of the true points' box) of the averaged weights on held-out pairs, percent."""
+        """PCK@0.1 (of the longest side of the true points' box) of the resulting weights on held-out pairs, percent."""
         kept = {name: p.detach().clone() for name, p in self.trained.items()}
-        self._put(self.ema)
+        self._put(self._result())
         right = total = 0
         if not self.held_out:
             pairs = [self.mixture[HELD_OUT + i] for i in range(self.recipe.validate_pairs)]
@@ -332,6 +333,9 @@ class _Run:
     def _due(self, every: int) -> bool:
         return self.step % every == 0
 
+    def _result(self) -> dict[str, Tensor]:
+        return {name: torch.lerp(self.initial[name], mean, self.recipe.blend) for name, mean in self.ema.items()}
+
     def _put(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -370,16 +374,18 @@ class _Run:
             ) from error
 
     def _finish(self, path: Path, pck: float) -> None:
-        averages = {
-            name.removeprefix("network."): value for name, value in self.ema.items() if name.startswith("network.")
+        learned = {
+            name.removeprefix("network."): value
+            for name, value in self._result().items()
+            if name.startswith("network.")
         }
-        averaged = empty_network(self.recipe.model, learned_coarse=self.network.backbone.learned_coarse)
-        fill(averaged, self.network.state_dict() | averages, str(path))
+        network = empty_network(self.recipe.model, learned_coarse=self.network.backbone.learned_coarse)
+        fill(network, self.network.state_dict() | learned, str(path))
         frozen = self.recipe.frozen_backbone
         about = {"recipe": self.recipe.model_dump(mode="json"), "steps": self.step}
         if not math.isnan(pck):
             about["validation_pck"] = round(pck, 2)
-        save_checkpoint(path, averaged, training=about, with_backbone=not frozen)
+        save_checkpoint(path, network, training=about, with_backbone=not frozen)
 
 
 def indices_of(recipe: Recipe, step: int) -> list[int]:

@@ -17,7 +17,7 @@ from kbcnet_helpers import SMALL, small_recipe
 
 from kbc.errors import DataError, InputError
 from kbc.kbcnet import command
-from kbc.kbcnet.checkpoint import load_checkpoint
+from kbc.kbcnet.checkpoint import empty_network, load_checkpoint
 from kbc.kbcnet.recipe import CONFIGS, Recipe, read_recipe
 from kbc.kbcnet.training import Options, TrainingError, _Run, indices_of, learning_rate, train
 from kbc.resnet import ResNet
@@ -74,6 +74,18 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert same(whole, parts)
     assert whole.with_suffix(".json").read_text() == parts.with_suffix(".json").read_text()
     assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [row["loss"] for row in rows_of(tmp_path / "parts")]
+
+
+def test_the_result_lies_between_the_initial_and_the_trained_weights(tmp_path: Path) -> None:
+    recipe = small_recipe(lr=3e-3, validate_pairs=0)
+    trained = load_safetensors(train(recipe, options(tmp_path / "all")))
+    blended = recipe.model_copy(update={"blend": 0.25})
+    train(blended, options(tmp_path / "part", stop_after=4))
+    mixed = load_safetensors(train(blended, options(tmp_path / "part")))
+    initial = empty_network(recipe.model, seed=recipe.seed).state_dict()
+    assert any(not torch.equal(trained[name], initial[name]) for name in trained)
+    for name, value in mixed.items():
+        torch.testing.assert_close(value, initial[name] + 0.25 * (trained[name] - initial[name]))
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
