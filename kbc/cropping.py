@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from kbc.config import KBCConfig
 from kbc.errors import InputError, must_be
-from kbc.geometry import Box, Points, Window, as_points, defined
+from kbc.geometry import Box, Points, Window, as_points, as_size, defined
 from kbc.types import Pair
 
 SizeHW = tuple[int, int]
@@ -29,11 +31,9 @@ def is_small(box: Box, size_hw: SizeHW, config: KBCConfig) -> bool:
 
 
 def input_hw(matcher: object) -> SizeHW | None:
-    """The matcher's declared input size as (height, width), or None when it declares none."""
+    """The matcher's declared input size as (height, width), or None when it declares none. Errors as `as_size`."""
     size = getattr(matcher, "input_size", None)
-    if size is None:
-        return None
-    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return None if size is None else as_size(size, "input_size of the matcher")
 
 
 def window_around(box: Box, size_hw: SizeHW, matcher_hw: SizeHW | None, config: KBCConfig) -> Window:
@@ -64,17 +64,15 @@ def window_around(box: Box, size_hw: SizeHW, matcher_hw: SizeHW | None, config: 
     return window.resized((max(round(window.box.height * scale), 1), max(round(window.box.width * scale), 1)))
 
 
-def is_whole(window: Window, size_hw: SizeHW) -> bool:
-    """Whether a window shows its whole image."""
-    return window.box == Box.whole(size_hw)
-
-
 def windowed(pair: Pair, source: Window, target: Window, config: KBCConfig) -> Pair:
-    """The pair as seen through two windows; its points and boxes in the windows' pixels."""
+    """The pair as seen through two windows, its points in the windows' pixels, undefined where a source point is not
+    seen; without its boxes.
+    """
+    seen = source.shows(pair.keypoints)[:, None]
     return Pair(
         source.cut(pair.source, config.interpolation),
         target.cut(pair.target, config.interpolation),
-        source.to_window(pair.keypoints),
+        np.where(seen, source.to_window(pair.keypoints), np.nan),
     )
 
 
@@ -83,7 +81,7 @@ class CroppedPair:
     """A training pair after the KBC transform.
 
     Attributes:
-        pair: the cut-outs, with the source keypoints in their pixels.
+        pair: the cut-outs, with the source keypoints and the boxes in their pixels.
         target_keypoints: (N, 2) in the target cut-out's pixels.
         source_window, target_window: how to get back.
     """
@@ -97,7 +95,7 @@ class CroppedPair:
 def crop_pair(
     pair: Pair,
     target_keypoints: object,
-    size_hw: SizeHW | None = None,
+    size_hw: int | SizeHW | None = None,
     config: KBCConfig | None = None,
 ) -> CroppedPair:
     """The KBC transform for training, where the points are known on both sides.
@@ -105,15 +103,16 @@ def crop_pair(
     Args:
         pair: images and source points; its boxes, when given, replace the keypoints' boxes.
         target_keypoints: (N, 2) in the target's pixels, NaN where undefined.
-        size_hw: what the cut-outs are resampled to; None keeps the larger side of the images.
+        size_hw: what the cut-outs are resampled to, or the side of a square; None keeps the larger side of the images.
         config: the rule's parameters.
 
     A side on which nothing is small keeps its whole image, resampled to `size_hw`.
 
     Raises:
-        InputError: no point is defined on both sides, or the numbers of points differ.
+        InputError: no point is defined on both sides, the numbers of points differ, or a wrong size.
     """
     config = config or KBCConfig()
+    out_hw = None if size_hw is None else as_size(size_hw, "size_hw")
     points = as_points(target_keypoints, "target_keypoints")
     if points.shape != pair.keypoints.shape:
         raise InputError(must_be("target_keypoints", f"of shape {pair.keypoints.shape}", points.shape))
@@ -129,7 +128,11 @@ def crop_pair(
         box = given or Box.around(known)
         assert box is not None
         small = is_small(box, size, config)
-        window = window_around(box, size, size_hw, config) if small else Window.whole(size, size_hw)
+        window = window_around(box, size, out_hw, config) if small else Window.whole(size, out_hw)
         windows.append(window)
     source, target = windows
-    return CroppedPair(windowed(pair, source, target, config), target.to_window(points), source, target)
+    seen = windowed(pair, source, target, config)
+    source_box = None if pair.source_box is None else source.box_to_window(pair.source_box)
+    target_box = None if pair.target_box is None else target.box_to_window(pair.target_box)
+    boxed = Pair(seen.source, seen.target, seen.keypoints, source_box, target_box)
+    return CroppedPair(boxed, target.to_window(points), source, target)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, MatcherError, must_be
-from kbc.geometry import Points, Window, cell_centres, defined
+from kbc.geometry import Points, Window, as_size, cell_centres, defined
 from kbc.images import Image, fingerprint
 from kbc.types import Match, Pair
 
@@ -90,6 +90,10 @@ class FeatureMatcher:
         voting.weighs_neighbours = True
         return voting
 
+    def clear_cache(self) -> None:
+        """Forget all features: call it when the weights behind `encode` have changed."""
+        self._cache.clear()
+
     def features(self, images: Sequence[Image], size_hw: tuple[int, int] | None = None) -> list[Tensor]:
         """One map (C, h, w) per image, unit length along C, on the device; each distinct image is encoded once.
 
@@ -98,7 +102,7 @@ class FeatureMatcher:
             size_hw: stretch them to this instead of `input_size`.
 
         Raises:
-            MatcherError: `encode` gave something else than a finite (B, C, h, w).
+            MatcherError: `encode` gave something else than a finite (B, C, h, w) of the declared stride.
         """
         import torch
 
@@ -117,7 +121,7 @@ class FeatureMatcher:
             for start in range(0, len(waiting), 8):  # larger batches gain nothing on a CPU and cost memory
                 part = waiting[start : start + 8]
                 batch = torch.stack([self._prepare(image, size_hw) for _, image in part])
-                maps = self._checked(self.encode(batch), len(part))
+                maps = self._checked(self.encode(batch), len(part), size_hw)
                 maps = torch.nn.functional.normalize(maps.float(), dim=1)
                 self.encoded += len(part)
                 for (key, _), values in zip(part, maps, strict=True):
@@ -204,12 +208,19 @@ class FeatureMatcher:
             tensor = (tensor - mean) / std
         return tensor
 
-    def _checked(self, maps: Tensor, count: int) -> Tensor:
+    def _checked(self, maps: Tensor, count: int, size_hw: tuple[int, int]) -> Tensor:
         import torch
 
         if not isinstance(maps, torch.Tensor) or maps.ndim != 4 or maps.shape[0] != count:
             shape = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
             raise MatcherError(f"`encode` of matcher {self.name!r} must give ({count}, C, h, w), received {shape}")
+        stride, offset = self.grid.stride, self.grid.offset
+        for side, cells in zip(size_hw, maps.shape[2:], strict=True):
+            if abs(offset - (side - 1 - (cells - 1) * stride) / 2) > stride:  # the cells do not cover the input
+                raise MatcherError(
+                    f"`encode` of matcher {self.name!r} must give a cell every {stride:g} px of its {size_hw[0]}×"
+                    f"{size_hw[1]} input, received {maps.shape[2]}×{maps.shape[3]} cells; is `stride` right?"
+                )
         if not bool(torch.isfinite(maps).all()):
             raise MatcherError(f"`encode` of matcher {self.name!r} must give finite features, received NaN or infinity")
         return maps
@@ -230,6 +241,11 @@ class _Cache:
                 return None
             self._maps.move_to_end(key)
             return self._maps[key]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._maps.clear()
+            self._held = 0
 
     def put(self, key: bytes, values: Tensor) -> None:
         size = values.element_size() * values.nelement()
@@ -257,7 +273,8 @@ def from_features(
     """Make a matcher out of a feature extractor.
 
     Args:
-        encode: (B, 3, H, W) float tensor on `device` → (B, C, h, w).
+        encode: (B, 3, H, W) float tensor on `device` → (B, C, h, w). Features are kept by the image's pixels: call
+            `clear_cache()` on the matcher when the weights change.
         stride: input pixels per cell.
         size: what images are stretched to, (height, width) or the side of a square, input pixels.
         offset: input pixel of the first cell's centre; (stride − 1)/2 by default (patches); 0 for ResNets.
@@ -269,7 +286,7 @@ def from_features(
     Raises:
         InputError: a stride or size that is not positive.
     """
-    size_hw = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    size_hw = as_size(size)
     if stride <= 0 or min(size_hw) < stride:
         raise InputError(must_be("size", f"at least one stride ({stride} px)", size_hw))
     grid = Grid(float(stride), (stride - 1) / 2 if offset is None else float(offset))

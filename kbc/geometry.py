@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,9 @@ Points = npt.NDArray[np.float64]
 
 _P = TypeVar("_P", Points, "torch.Tensor")
 
-CUBIC = "cubic"
-LINEAR = "linear"
+Enlarge = Literal["cubic", "linear"]
+CUBIC: Enlarge = "cubic"
+LINEAR: Enlarge = "linear"
 
 
 def as_points(points: object, argument: str = "keypoints") -> Points:
@@ -39,10 +40,14 @@ def as_points(points: object, argument: str = "keypoints") -> Points:
     Raises:
         InputError: not numeric, or not of shape (N, 2), or infinite.
     """
-    if hasattr(points, "detach"):
-        points = points.detach().cpu().numpy()
+    given: Any = points
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        given = given.double() if given.is_floating_point() else given  # NumPy has no bfloat16
     try:
-        array = np.array(points, dtype=np.float64)
+        if np.iscomplexobj(given):
+            raise TypeError("complex numbers")
+        array = np.array(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(must_be(argument, "numbers of shape (N, 2)", f"{type(points).__name__} ({error})")) from error
     if array.size == 0:
@@ -60,6 +65,29 @@ def defined(points: Points) -> npt.NDArray[np.bool_]:
     return np.asarray(~np.isnan(points).any(axis=1), dtype=np.bool_)
 
 
+def far_outside(points: Points, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Mask (N,) of the points more than about one image size outside an image of (height, width); False for NaN.
+
+    Beyond that a point was measured in another image's pixels, or in another frame.
+    """
+    height, width = size_hw
+    with np.errstate(invalid="ignore"):
+        far = np.abs(points - (width / 2, height / 2)) > (1.5 * width + 16, 1.5 * height + 16)
+    return np.asarray(far.any(axis=1), dtype=np.bool_)
+
+
+def as_size(size: object, argument: str = "size") -> tuple[int, int]:
+    """(height, width) in whole pixels, of that or of the side of a square.
+
+    Raises:
+        InputError: anything else, or a side below one.
+    """
+    sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
+        raise InputError(must_be(argument, "a side or (height, width) in whole pixels", repr(size)))
+    return int(sides[0]), int(sides[1])
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """An axis-aligned box in pixel edges, half-open, of positive or zero area.
@@ -74,8 +102,7 @@ class Box:
     y1: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.x0 + self.y0 + self.x1 + self.y1) and self.x1 >= self.x0 and self.y1 >= self.y0):
-            raise InputError(must_be("box_xyxy", "finite with x1 ≥ x0 and y1 ≥ y0", self.xyxy, "the order is xyxy"))
+        _check_box(self.xyxy, "box_xyxy")
 
     @classmethod
     def of(cls, box: Box | Sequence[float] | npt.NDArray[np.floating], argument: str = "box_xyxy") -> Box:
@@ -87,9 +114,12 @@ class Box:
         if isinstance(box, Box):
             return box
         try:
+            if isinstance(box, (str, bytes)):
+                raise TypeError("text")
             x0, y0, x1, y1 = (float(value) for value in box)
         except (TypeError, ValueError) as error:
             raise InputError(must_be(argument, "four numbers x0, y0, x1, y1", repr(box))) from error
+        _check_box((x0, y0, x1, y1), argument)
         return cls(x0, y0, x1, y1)
 
     @classmethod
@@ -142,9 +172,9 @@ class Box:
         x, y = center
         return cls(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
-    def scaled(self, factor: float) -> Box:
-        """The same middle, both sides multiplied by `factor`."""
-        return Box.centered(self.center, self.width * factor, self.height * factor)
+    def grown(self, margin: float) -> Box:
+        """The same middle, `margin` pixels more on every side."""
+        return Box(self.x0 - margin, self.y0 - margin, self.x1 + margin, self.y1 + margin)
 
     def clipped(self, size_hw: tuple[int, int]) -> Box:
         """The part inside an image of (height, width); may be empty (zero area)."""
@@ -205,6 +235,10 @@ class Window:
         """The same part of the image, resampled to another size."""
         return Window(self.box, (int(size_hw[0]), int(size_hw[1])))
 
+    def shows(self, points: Points) -> npt.NDArray[np.bool_]:
+        """Mask (N,) of the points of the image that lie in the window, or within a twentieth of its side outside."""
+        return self.box.grown(0.05 * self.box.longest).contains(points)
+
     @property
     def scale_xy(self) -> tuple[float, float]:
         """Enlargement in x and y: cut-out pixels per image pixel."""
@@ -240,22 +274,22 @@ class Window:
         (sx, sy), (x, y) = self.scale_xy, (self.box.x0, self.box.y0)
         return Box(box.x0 / sx + x, box.y0 / sy + y, box.x1 / sx + x, box.y1 / sy + y)
 
-    def cut(self, image: Image, enlarge: str = CUBIC) -> Image:
+    def cut(self, image: Image, enlarge: Enlarge = CUBIC) -> Image:
         """Cut and resample an image (H, W, 3) uint8 in one step from the original pixels.
 
         An axis that shrinks is filtered by area, one that grows by `enlarge` ("cubic" or "linear").
 
         Raises:
-            InputError: the window does not lie inside this image.
+            InputError: the window does not lie inside this image, or `enlarge` is neither.
         """
-        self._check_inside((image.shape[0], image.shape[1]))
+        self._check((image.shape[0], image.shape[1]), enlarge)
         x0, y0, x1, y1 = (int(edge) for edge in self.box.xyxy)
         part = image[y0:y1, x0:x1]
         if part.shape[:2] == self.size_hw:
             return np.ascontiguousarray(part)
         cv2 = require_cv2()
         height, width = self.size_hw
-        grow = {CUBIC: cv2.INTER_CUBIC, LINEAR: cv2.INTER_LINEAR}[enlarge]
+        grow = cv2.INTER_CUBIC if enlarge == CUBIC else cv2.INTER_LINEAR
         if height < part.shape[0] or width < part.shape[1]:  # each axis is resampled once: first those that shrink
             smaller = (min(width, part.shape[1]), min(height, part.shape[0]))
             part = cv2.resize(part, smaller, interpolation=cv2.INTER_AREA)
@@ -263,7 +297,7 @@ class Window:
             part = cv2.resize(part, (width, height), interpolation=grow)
         return np.ascontiguousarray(part, dtype=np.uint8)
 
-    def cut_tensor(self, image: torch.Tensor, enlarge: str = CUBIC) -> torch.Tensor:
+    def cut_tensor(self, image: torch.Tensor, enlarge: Enlarge = CUBIC) -> torch.Tensor:
         """`cut` for a tensor (…, H, W), float in [0, 1], on its own device; differentiable. Equal to `cut`.
 
         Raises:
@@ -271,7 +305,7 @@ class Window:
         """
         if not image.is_floating_point():
             raise InputError(must_be("image", "a floating tensor in [0, 1]", f"dtype {image.dtype}"))
-        self._check_inside((image.shape[-2], image.shape[-1]))
+        self._check((image.shape[-2], image.shape[-1]), enlarge)
         x0, y0, x1, y1 = (int(edge) for edge in self.box.xyxy)
         part = image[..., y0:y1, x0:x1]
         height, width = self.size_hw
@@ -281,7 +315,9 @@ class Window:
             part = part @ _like(_resampling(part.shape[-1], width, enlarge), part).mT
         return part.clamp(0.0, 1.0)  # cubic overshoots at edges; uint8 saturates there
 
-    def _check_inside(self, image_hw: tuple[int, int]) -> None:
+    def _check(self, image_hw: tuple[int, int], enlarge: Enlarge) -> None:
+        if enlarge not in (CUBIC, LINEAR):
+            raise InputError(must_be("enlarge", "'cubic' or 'linear'", repr(enlarge)))
         if self.box.x1 > image_hw[1] or self.box.y1 > image_hw[0]:
             size = f"{image_hw[1]}×{image_hw[0]}"
             raise InputError(must_be("window", f"inside the image ({size})", self.box.xyxy, "use Window.fit"))
@@ -308,13 +344,20 @@ def _fit_span(low: float, high: float, limit: int) -> tuple[int, int]:
     return start, start + length
 
 
+def _check_box(xyxy: tuple[float, float, float, float], argument: str) -> None:
+    x0, y0, x1, y1 = xyxy
+    if not (math.isfinite(x0 + y0 + x1 + y1) and x1 >= x0 and y1 >= y0):
+        raise InputError(must_be(argument, "finite with x1 ≥ x0 and y1 ≥ y0", xyxy, "the order is xyxy"))
+
+
 def _like(values: object, points: Any) -> Any:
-    """Values as the kind of array, dtype and device that the points have."""
+    """Values as the kind of array, floating dtype and device that the points have."""
     if isinstance(points, np.ndarray):
         return np.asarray(values, dtype=np.float64)
     import torch
 
-    return torch.tensor(values, dtype=points.dtype, device=points.device)
+    dtype = points.dtype if points.is_floating_point() else torch.get_default_dtype()
+    return torch.tensor(values, dtype=dtype, device=points.device)
 
 
 @lru_cache(maxsize=16)  # a matrix of a large picture takes megabytes

@@ -61,9 +61,9 @@ def load_image(image: ImageLike, argument: str = "image") -> Image:
 
 def _from_file(path: Path, argument: str) -> Image:
     cv2 = require_cv2()
-    if not path.is_file():
-        raise InputError(must_be(argument, "an existing image file", repr(str(path)), "check the path"))
     try:
+        if not path.is_file():
+            raise InputError(must_be(argument, "an existing image file", repr(str(path)), "check the path"))
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputError(must_be(argument, "a file that can be read", f"{str(path)!r} ({error})")) from error

@@ -31,7 +31,7 @@ class Attempt:
 
     Attributes:
         window: of the target.
-        points: (K, 2) answers for the defined keypoints, target pixels; NaN where there is none.
+        points: (K, 2) answers for the known keypoints, target pixels; NaN where there is none.
         confidence: (K,) or None.
         found_by: the strategy whose window it is.
         evidence: mean log evidence of the layout on the similarity maps, calibrated for the window's size.

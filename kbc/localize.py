@@ -17,7 +17,7 @@ from kbc.config import COST, KBCConfig
 from kbc.cropping import SizeHW, image_hw, input_hw, window_around, windowed
 from kbc.errors import MatcherError
 from kbc.geometry import Box, Points, Window, defined
-from kbc.matcher import Matcher, run_matcher
+from kbc.matcher import Matcher, run_matcher, run_similarity
 from kbc.types import Match, Pair
 
 SPANS = tuple(layout.spans(1.0, 0.06, 1.0))
@@ -63,9 +63,9 @@ class Case:
 
     Attributes:
         pair: the whole images.
-        known: mask (N,) of the defined keypoints.
+        known: mask (N,) of the keypoints that are defined and seen in the source's window.
         source: the source's window.
-        whole: what the matcher said on the whole images.
+        whole: what the matcher said on the whole images; its maps are of the known keypoints.
     """
 
     pair: Pair
@@ -79,12 +79,12 @@ class Case:
 
     @property
     def points(self) -> Points:
-        """The defined source keypoints (K, 2)."""
+        """The known source keypoints (K, 2)."""
         return self.pair.keypoints[self.known]
 
     @property
     def coarse(self) -> Points:
-        """Coarse answers (K, 2) for the defined keypoints; NaN where the matcher gave none."""
+        """Coarse answers (K, 2) for the known keypoints; NaN where the matcher gave none."""
         return self.whole.match.keypoints[self.known]
 
     @property
@@ -149,19 +149,18 @@ class Probe:
                     found.append(None)
             return found
 
-    def zoomed(self, request: Request) -> layout.Maps:
-        """Similarity maps (K, h, w) of the source window's points over a target encoded `zoom` times larger."""
+    def zoomed(self, request: Request) -> layout.Maps | None:
+        """Maps (K, h, w) of the source window's points over a target encoded `zoom` times larger; None on failure."""
         case = request.case
         case.cost += self.price(request)
         case.calls += 1
         case.seen.update(self._images(request))
-        pair = Pair(
-            request.source.cut(case.pair.source, self.config.interpolation),
-            case.pair.target,
-            request.source.to_window(case.pair.keypoints),
-        )
-        maps = self.matcher.similarity([pair], zoom=request.zoom)  # type: ignore[attr-defined]
-        return np.asarray(maps[0], dtype=np.float32)[case.known]
+        pair = windowed(case.pair, request.source, Window.whole(case.target_hw), self.config)
+        try:
+            return run_similarity(self.matcher, [pair], zoom=request.zoom)[0]
+        except MatcherError as error:
+            case.notes.append(f"a search pass failed: {error}")
+            return None
 
     def back(self, requests: Sequence[Request], answers: Sequence[Points]) -> list[Points | None]:
         """Where answers (K, 2), target pixels, lead in the source when the pair is turned round; None on failure.
@@ -172,9 +171,9 @@ class Probe:
         for request, points in zip(requests, answers, strict=True):
             request.case.cost += 0.0 if self.shares else 1.0
             request.case.calls += 1
-            source = request.source.cut(request.case.pair.source, self.config.interpolation)
-            target = request.target.cut(request.case.pair.target, self.config.interpolation)
-            pairs.append(Pair(target, source, request.target.to_window(points)))
+            seen = np.where(request.target.shows(points)[:, None], points, np.nan)
+            turned = Pair(request.case.pair.target, request.case.pair.source, seen)
+            pairs.append(windowed(turned, request.target, request.source, self.config))
         try:
             matches = run_matcher(self.matcher, pairs)
         except MatcherError:
@@ -197,9 +196,8 @@ class Probe:
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             # By contract a matcher keeps what `match` computed, so this is free right after it.
-            maps = self.matcher.similarity(part)  # type: ignore[attr-defined]
-            for pair, match, values in zip(part, matches[start : start + size], maps, strict=True):
-                looks.append(Look(match, np.asarray(values, dtype=np.float32)[defined(pair.keypoints)]))
+            maps = run_similarity(self.matcher, part)
+            looks += [Look(match, values) for match, values in zip(matches[start:], maps, strict=False)]
         return looks
 
 
@@ -276,7 +274,7 @@ def search(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
                 found.append([])
                 continue
             maps = probe.zoomed(request)
-            found.append(_voted(case, layout.evidence(maps), case.points, "search"))
+            found.append([] if maps is None else _voted(case, layout.evidence(maps), case.points, "search"))
         return found
     return [_tiled(case, probe) for case in cases]
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, KBCError, MatcherError, must_be
-from kbc.geometry import Points, defined
+from kbc.geometry import Points, defined, far_outside
 from kbc.images import Image
 from kbc.types import Match, Pair
 
@@ -35,7 +35,11 @@ class Matcher(Protocol):
 
 @runtime_checkable
 class SimilarityMatcher(Protocol):
-    """A matcher that also shows where else a point might be: `heatmap` and the scores of `best` use it."""
+    """A matcher that also shows where else a point might be: `heatmap` and the scores of `best` use it.
+
+    kbc asks for the maps of the very `Pair` objects it has just had matched, and counts that as free: keep what
+    `match` computed (a `weakref.WeakKeyDictionary` by pair, or features by image).
+    """
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """As `Matcher.match`."""
@@ -91,8 +95,7 @@ def checked(name: str, pair: Pair, answer: Match) -> Match:
         raise MatcherError(f"matcher {name!r} must give finite points or NaN, received infinite coordinates")
     points = np.where(defined(pair.keypoints)[:, None] & defined(points)[:, None], points, np.nan)
     height, width = pair.target.shape[:2]
-    with np.errstate(invalid="ignore"):
-        far = (np.abs(points - (width / 2, height / 2)) > (1.5 * width + 16, 1.5 * height + 16)).any(axis=1)
+    far = far_outside(points, (height, width))
     if far.any():
         raise MatcherError(
             f"matcher {name!r} must answer in the target's pixels ({width}×{height}), received "
@@ -103,15 +106,50 @@ def checked(name: str, pair: Pair, answer: Match) -> Match:
         score = _numbers(name, "scores", score)
         if score.shape != wanted[:1]:
             raise MatcherError(f"matcher {name!r} must give one score per point {wanted[:1]}, received {score.shape}")
+        if np.isinf(score).any():
+            raise MatcherError(f"matcher {name!r} must give finite scores or NaN, received infinite ones")
+        score = np.where(defined(pair.keypoints), score, np.nan)
     return Match(points, score)
 
 
-def _numbers(name: str, what: str, values: Any) -> npt.NDArray[np.float64]:
-    """A float64 array of an array, a list or a tensor on any device."""
+def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[npt.NDArray[np.float32]]:
+    """Ask a `SimilarityMatcher` for maps and refuse what cannot be maps: per pair (K, h, w) of its K defined points.
+
+    Raises:
+        MatcherError: it raised, or gave another number of maps, maps of another form, or values that are not finite.
+    """
+    name = matcher_name(matcher)
+    try:
+        answers = list(matcher.similarity(pairs, **options))
+    except KBCError:
+        raise
+    except Exception as error:
+        raise MatcherError(f"`similarity` of matcher {name!r} raised {type(error).__name__}: {error}") from error
+    if len(answers) != len(pairs):
+        raise MatcherError(
+            f"`similarity` of matcher {name!r} must give one array per pair, "
+            f"received {len(answers)} for {len(pairs)} pairs"
+        )
+    found = []
+    for pair, answer in zip(pairs, answers, strict=True):
+        maps = _numbers(name, "similarity", answer, np.float32)
+        count = len(pair.keypoints)
+        if maps.ndim != 3 or len(maps) != count or 0 in maps.shape[1:]:
+            raise MatcherError(f"`similarity` of matcher {name!r} must give ({count}, h, w), received {maps.shape}")
+        known = maps[defined(pair.keypoints)]
+        if not np.isfinite(known).all():
+            raise MatcherError(f"`similarity` of matcher {name!r} must be finite where the keypoint is defined")
+        found.append(known)
+    return found
+
+
+def _numbers(name: str, what: str, values: Any, dtype: type = np.float64) -> npt.NDArray[Any]:
+    """An array of an array, a list or a tensor on any device."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
     try:
-        return np.asarray(values, dtype=np.float64)
+        return np.asarray(values, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise MatcherError(f"matcher {name!r} must give numbers as {what}, received {values!r:.60}") from error
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, MatcherError, must_be
 from kbc.features import IMAGENET_MEAN, IMAGENET_STD, sample, soft_peak
-from kbc.geometry import Window, defined
+from kbc.geometry import Window, as_size, defined
 from kbc.images import Image
 from kbc.types import Match, Pair
 
@@ -131,6 +132,7 @@ class CorrelationMatcher(_StretchedNetwork):
     def __init__(self, network: Network, source_grid: tuple[int, int] | None, **options: Any) -> None:
         super().__init__(network, **options)
         self._source_grid = source_grid
+        self._kept: WeakKeyDictionary[Pair, Tensor] = WeakKeyDictionary()
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """The sub-cell peak of each keypoint's row of the correlation; the score is its value."""
@@ -138,6 +140,7 @@ class CorrelationMatcher(_StretchedNetwork):
 
         matches = []
         for pair, values in zip(pairs, self._rows(pairs), strict=True):
+            self._kept[pair] = values  # kbc asks for it next
             cells, score = soft_peak(values)
             grid_hw = (values.shape[-2], values.shape[-1])
             frame = Window.whole((pair.target.shape[0], pair.target.shape[1]), grid_hw)
@@ -146,8 +149,14 @@ class CorrelationMatcher(_StretchedNetwork):
         return matches
 
     def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
-        """Per pair (N, h, w) over the whole target: the correlation at each keypoint."""
-        return [values.cpu().numpy() for values in self._rows(pairs)]
+        """Per pair (N, h, w) over the whole target: the correlation at each keypoint.
+
+        Free right after `match` of the same `Pair` objects.
+        """
+        kept = [self._kept.pop(pair, None) for pair in pairs]
+        missing = [pair for pair, values in zip(pairs, kept, strict=True) if values is None]
+        fresh = iter(self._rows(missing) if missing else [])
+        return [(next(fresh) if values is None else values).cpu().numpy() for values in kept]
 
     def _rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
         import torch
@@ -203,16 +212,14 @@ def from_flow(
         device: where the network runs.
 
     Raises:
-        InputError: an unknown direction or frame.
+        InputError: an unknown direction or frame, or a wrong size.
     """
     if direction not in ("source_to_target", "target_to_source"):
         raise InputError(must_be("direction", "'source_to_target' or 'target_to_source'", repr(direction)))
     if frame not in ("pixels", "cells"):
         raise InputError(must_be("frame", "'pixels' or 'cells'", repr(frame)))
-    size_hw = (size, size) if isinstance(size, int) else size
-    return FlowMatcher(
-        network, direction, frame == "cells", size_hw=size_hw, name=name, normalise=normalise, device=device
-    )
+    options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": device}
+    return FlowMatcher(network, direction, frame == "cells", **options)
 
 
 def from_correlation(
@@ -233,6 +240,9 @@ def from_correlation(
         name: for messages and reports.
         normalise: give ImageNet-normalised RGB (else [0, 1]).
         device: where the network runs.
+
+    Raises:
+        InputError: a wrong size.
     """
-    size_hw = (size, size) if isinstance(size, int) else size
-    return CorrelationMatcher(network, source_grid, size_hw=size_hw, name=name, normalise=normalise, device=device)
+    options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": device}
+    return CorrelationMatcher(network, source_grid, **options)

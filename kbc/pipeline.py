@@ -96,11 +96,13 @@ class KBCMatcher:
         ]
 
     def _case(self, pair: Pair, look: Look, probe: Probe) -> Case:
-        known = defined(pair.keypoints)
         source_hw, target_hw = image_hw(pair.source), image_hw(pair.target)
         box = pair.source_box or Box.around(pair.keypoints) or Box.whole(source_hw)
         window = window_around(box.clipped(source_hw), source_hw, probe.size_hw, self.config)
-        case = Case(pair, known, window, look)
+        asked = defined(pair.keypoints)
+        known = asked & window.shows(pair.keypoints)
+        seen = Look(look.match, None if look.maps is None else look.maps[known[asked]])
+        case = Case(pair, known, window, seen)
         case.seen = {("source", Box.whole(source_hw)), ("target", Box.whole(target_hw), 1)}
         return case
 
@@ -178,13 +180,18 @@ class KBCMatcher:
 
     def _why_coarse(self, case: Case, candidates: dict[int, list[Candidate]], refused: set[int]) -> Kept:
         """Why a case without an accepted attempt keeps its coarse answer."""
+        if self.config.passes == 0:
+            return "coarse: off"
         if id(case) in refused:
             return "coarse: refused"
-        return "coarse: failed" if candidates.get(id(case)) else "coarse: not small"
+        if candidates.get(id(case)):
+            return "coarse: failed"
+        return "coarse: no window" if self._source_is_small(case) else "coarse: not small"
 
     def _result(self, case: Case, attempt: Attempt | None, otherwise: Kept, seconds: dict[str, float]) -> MatchResult:
         coarse, score = case.whole.match.keypoints, case.whole.match.score
-        points, kept = coarse.copy(), [otherwise] * len(coarse)
+        points = coarse.copy()
+        kept: list[Kept] = [otherwise if asked else "undefined" for asked in defined(case.pair.keypoints)]
         if attempt is not None:
             points, kept, score = self._merged(case, attempt)
         given = {"source"} if case.pair.source_box is not None else set()
@@ -209,23 +216,19 @@ class KBCMatcher:
     def _merged(self, case: Case, attempt: Attempt) -> tuple[Points, list[Kept], Scores | None]:
         """Fine answers where they are sound, coarse ones elsewhere."""
         points = case.whole.match.keypoints.copy()
-        reach = 0.05 * attempt.window.box.longest
-        box = attempt.window.box
-        inside = Box(box.x0 - reach, box.y0 - reach, box.x1 + reach, box.y1 + reach).contains(attempt.points)
-        kept: list[Kept] = ["coarse: failed"] * len(points)
-        places = np.flatnonzero(case.known)
-        coarse_score = case.whole.match.score
-        score = None if attempt.confidence is None else np.full(len(points), np.nan)
-        for index, place in enumerate(places):
+        inside = attempt.window.shows(attempt.points)
+        kept: list[Kept] = ["coarse: outside" if asked else "undefined" for asked in defined(case.pair.keypoints)]
+        coarse_score, score = case.whole.match.score, None
+        if attempt.confidence is not None:
+            score = np.full(len(points), np.nan) if coarse_score is None else coarse_score.copy()
+        for index, place in enumerate(np.flatnonzero(case.known)):
             if inside[index]:
                 points[place] = attempt.points[index]
                 kept[place] = "whole" if attempt.found_by == WHOLE else "fine"
-            elif not np.isnan(attempt.points[index]).any():
-                kept[place] = "coarse: outside"
-            if score is not None and attempt.confidence is not None:
-                score[place] = attempt.confidence[index]
-                if not inside[index]:
-                    score[place] = np.nan if coarse_score is None else coarse_score[place]
+                if score is not None and attempt.confidence is not None:
+                    score[place] = attempt.confidence[index]
+            elif np.isnan(attempt.points[index]).any():
+                kept[place] = "coarse: failed"
         return points, kept, score
 
 

@@ -9,14 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, must_be
-from kbc.geometry import Box, Points, Window, as_points
+from kbc.geometry import Box, Points, Window, as_points, far_outside
 from kbc.images import Image, ImageLike, load_image
 
 Scores: TypeAlias = npt.NDArray[np.float64]
 """(N,), higher is surer; the scale is the matcher's own. NaN where the point is undefined."""
 
-Kept: TypeAlias = Literal["fine", "whole", "coarse: not small", "coarse: refused", "coarse: outside", "coarse: failed"]
-"""Where an answer comes from: the fine pass, a joint choice on the whole image, or the coarse pass and why."""
+Kept: TypeAlias = Literal[
+    "fine",
+    "whole",
+    "coarse: off",
+    "coarse: not small",
+    "coarse: no window",
+    "coarse: refused",
+    "coarse: outside",
+    "coarse: failed",
+    "undefined",
+]
+"""Where an answer comes from: the fine pass; a joint choice on the whole image; or the coarse pass, because `passes` is
+0, nothing is small, no window was proposed, none scored well enough, the point or its fine answer lies outside the
+window, or the fine pass gave no answer. "undefined" where the keypoint is."""
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -26,11 +38,12 @@ class Pair:
     Attributes:
         source, target: RGB uint8 (H, W, 3). Paths, grey, RGBA and float arrays and (3, H, W) tensors are converted.
         keypoints: (N, 2) float64 in the source, x then y, pixels, (0, 0) the centre of the top-left pixel. A row with
-            NaN asks for nothing and gets NaN.
+            NaN asks for nothing and gets NaN. A point may lie somewhat outside the image (at most about its size); what
+            a matcher says of it is its own affair, usually the nearest border's.
         source_box, target_box: where the object is, `Box` or xyxy pixel edges, when known (a detector, an annotation).
 
     Raises:
-        InputError: an image that cannot be read, points or boxes of the wrong form, or a box outside its image.
+        InputError: an image that cannot be read, points or boxes of the wrong form, or far outside their image.
     """
 
     source: Image
@@ -52,6 +65,11 @@ class Pair:
         put(self, "target", _sealed(load_image(target, "target")))
         points = as_points(keypoints)
         points[np.isnan(points).any(axis=1)] = np.nan
+        far = far_outside(points, self.source.shape[:2])
+        if far.any():
+            size = f"{self.source.shape[1]}×{self.source.shape[0]}"
+            hint = "points are in the source's own pixels; undefined ones are NaN"
+            raise InputError(must_be("keypoints", f"near the source image ({size})", points[far][0].tolist(), hint))
         points.setflags(write=False)
         put(self, "keypoints", points)
         put(self, "source_box", _inside(source_box, self.source, "source_box"))

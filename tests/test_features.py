@@ -125,3 +125,27 @@ def test_wrong_features_are_named(encode: Any, message: str) -> None:
 def test_impossible_grids_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="`size`"):
         kbc.from_features(patch_means, **options)
+
+
+def test_a_wrong_stride_is_refused_before_it_gives_wrong_places() -> None:
+    wrong = kbc.from_features(patch_means, 16, size=128)
+    pair = Pair(draw_scene(1), draw_scene(2), [[10.0, 10.0]])
+    with pytest.raises(MatcherError, match=r"a cell every 16 px of its 128×128 input, received 16×16 cells"):
+        wrong.match([pair])
+
+
+def test_clearing_the_cache_asks_the_encoder_again() -> None:
+    matcher = small()
+    pair = Pair(draw_scene(1), draw_scene(2), [[10.0, 10.0]])
+    matcher.match([pair])
+    matcher.match([pair])
+    assert matcher.encoded == 2
+    matcher.clear_cache()
+    matcher.match([pair])
+    assert matcher.encoded == 4
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, "256", (1, 2, 3), (256, 0)])
+def test_a_wrong_size_is_refused(size: object) -> None:
+    with pytest.raises(InputError, match="whole pixels"):
+        kbc.from_features(patch_means, 8, size=size)  # type: ignore[arg-type]

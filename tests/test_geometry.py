@@ -113,7 +113,7 @@ def test_cell_centres_tile_the_image() -> None:
 def test_boxes() -> None:
     box = Box(10, 20, 30, 60)
     assert (box.width, box.height, box.longest, box.area, box.center) == (20, 40, 40, 800, (20, 40))
-    assert box.scaled(2).xyxy == (0, 0, 40, 80)
+    assert box.grown(2).xyxy == (8, 18, 32, 62)
     assert box.clipped((50, 25)).xyxy == (10, 20, 25, 50)
     assert box.iou(Box(10, 20, 30, 40)) == 0.5
     assert Box(0, 0, 1, 1).iou(Box(2, 2, 3, 3)) == 0

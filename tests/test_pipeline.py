@@ -294,3 +294,66 @@ def test_wrapping_again_only_changes_the_config() -> None:
     assert isinstance(again, KBCMatcher)
     assert again.matcher is once.matcher
     assert (once.config.budget, again.config.budget) == ("fast", "thorough")
+
+
+def test_every_point_says_why_it_is_coarse() -> None:
+    off = kbc.wrap(Oracle(WARP), passes=0).match([oracle_pair()])[0]
+    assert off.kept == ("coarse: off",) * 4
+    points = np.vstack([SMALL, [[np.nan, 1.0], [240.0, 200.0]]])  # the last lies far from the source box
+    box = kbc.Box.around(SMALL)
+    assert box is not None
+    result = kbc.wrap(Oracle(WARP)).match([oracle_pair(points, source_box=box)])[0]
+    assert result.kept == ("fine",) * 4 + ("undefined", "coarse: outside")
+    assert np.abs(result.keypoints - truth(points))[[0, 1, 2, 3, 5]].max() <= 0.05
+
+    class Silent(Oracle):
+        """Answers nothing on whole images, so that nothing proposes a window."""
+
+        def _one(self, pair: Pair) -> np.ndarray:
+            return np.full(pair.keypoints.shape, np.nan)
+
+    nothing = kbc.wrap(Silent(WARP)).match([oracle_pair()])[0]
+    assert nothing.kept == ("coarse: no window",) * 4
+    assert np.isnan(nothing.keypoints).all()
+
+
+def test_points_of_another_image_are_refused_and_near_ones_asked() -> None:
+    with pytest.raises(kbc.InputError, match=r"near the source image \(250×220\), received \[700.0, 30.0\]"):
+        oracle_pair(np.array([[10.0, 10.0], [700.0, 30.0]]))
+    with pytest.raises(kbc.InputError, match="numbers of shape"):
+        oracle_pair(np.array([[10.0 + 1j, 10.0]]))
+    half = oracle_pair(torch.tensor([[10.5, 20.25]], dtype=torch.bfloat16))  # type: ignore[arg-type]
+    assert half.keypoints.tolist() == [[10.5, 20.25]]
+
+
+class Mapped(Oracle):
+    """An oracle with similarity maps that are broken on demand, on whole images or through windows."""
+
+    def __init__(self, maps: object, where: str) -> None:
+        super().__init__(WARP)
+        self.maps, self.where = maps, where
+
+    def similarity(self, pairs: Sequence[Pair]) -> list[np.ndarray]:
+        whole = pairs[0].source.shape[:2] == SIZE and pairs[0].source[0, 0, 0] == 0
+        if whole == (self.where == "whole"):
+            return self.maps(pairs)  # type: ignore[operator,no-any-return]
+        return [np.random.default_rng(0).random((len(pair.keypoints), 8, 8), dtype=np.float32) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (lambda pairs: 1 / 0, "`similarity` of matcher 'oracle' raised ZeroDivisionError"),
+        (lambda pairs: [], "one array per pair, received 0 for 1"),
+        (lambda pairs: [np.zeros((3, 8, 8))], r"must give \(4, h, w\), received \(3, 8, 8\)"),
+        (lambda pairs: [np.zeros((4, 64))], r"received \(4, 64\)"),
+        (lambda pairs: [np.full((4, 8, 8), np.nan)], "finite where the keypoint is defined"),
+    ],
+)
+def test_broken_maps_are_named_and_lose_no_answer(maps: object, message: str) -> None:
+    with pytest.raises(kbc.MatcherError, match=message):
+        kbc.wrap(Mapped(maps, "whole")).match([oracle_pair()])
+    result = kbc.wrap(Mapped(maps, "window"), localizer="consensus").match([oracle_pair()])[0]
+    assert result.kept == ("coarse: failed",) * 4
+    assert error(result) <= 0.05
+    assert "fine pass failed" in result.notes[0]

@@ -104,7 +104,7 @@ def test_no_points_ask_for_nothing(name: str, points: np.ndarray, matchers: dict
 @pytest.mark.parametrize("name", NAMES)
 def test_points_outside_are_clamped_into_the_frame(name: str, matchers: dict[str, Any]) -> None:
     pair = example()
-    outside = np.array([[-200.0, 50], [-9, 50], [300, 50], [900, 900], [150, -0.5], [150, 199.5]])
+    outside = np.array([[-200.0, 50], [-9, 50], [300, 50], [590, 410], [150, -0.5], [150, 199.5]])
     edge = np.array([[0.0, 50], [0, 50], [299.9999, 50], [299.9999, 199.9999], [150, 0], [150, 199.5]])
     found = matchers[name].match([Pair(pair.source, pair.target, outside)])[0].keypoints
     expected = matchers[name].match([Pair(pair.source, pair.target, edge)])[0].keypoints
