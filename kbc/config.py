@@ -65,6 +65,12 @@ class KBCConfig(BaseModel):
         "decides between look-alikes. Off, and always with localizer='predicted' or a matcher that weighs a point's "
         "neighbours itself (KBCNet, `with_votes`), the matcher's own answers are taken.",
     )
+    mirror: bool = Field(
+        default=True,
+        description="Look at the source's window mirrored too, where the answers do not hold up, the budget allows it "
+        "and the matcher shows similarity maps: the object may face the other way. Off where left and right must not "
+        "be taken for each other.",
+    )
     accept_margin: float = Field(
         default=0.75,
         ge=-10,

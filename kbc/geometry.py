@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -43,7 +43,7 @@ def as_points(points: object, argument: str = "keypoints") -> Points:
     given: Any = points
     if hasattr(given, "detach"):
         given = given.detach().cpu()
-        given = given.double() if given.is_floating_point() else given  # NumPy has no bfloat16
+        given = (given.double() if given.is_floating_point() else given).numpy()  # NumPy has no bfloat16
     try:
         if np.iscomplexobj(given):
             raise TypeError("complex numbers")
@@ -205,10 +205,12 @@ class Window:
     Attributes:
         box: what is cut, at whole pixel edges inside the image, so that the cut is a view and one resampling suffices.
         size_hw: (height, width) of the cut-out after resampling.
+        mirrored: whether the cut-out is turned left to right, as in a mirror.
     """
 
     box: Box
     size_hw: tuple[int, int]
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if self.box.area <= 0 or any(edge != int(edge) or edge < 0 for edge in self.box.xyxy):
@@ -233,7 +235,11 @@ class Window:
 
     def resized(self, size_hw: tuple[int, int]) -> Window:
         """The same part of the image, resampled to another size."""
-        return Window(self.box, (int(size_hw[0]), int(size_hw[1])))
+        return replace(self, size_hw=(int(size_hw[0]), int(size_hw[1])))
+
+    def mirror(self) -> Window:
+        """The same part of the image, turned left to right."""
+        return replace(self, mirrored=not self.mirrored)
 
     def shows(self, points: Points) -> npt.NDArray[np.bool_]:
         """Mask (N,) of the points of the image that lie in the window, or within a twentieth of its side outside."""
@@ -244,13 +250,19 @@ class Window:
         """Enlargement in x and y: cut-out pixels per image pixel."""
         return (self.size_hw[1] / self.box.width, self.size_hw[0] / self.box.height)
 
+    @property
+    def _axes(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Signed scale and the image's edge that the cut-out starts at, in x and y."""
+        (sx, sy), box = self.scale_xy, self.box
+        return ((-sx, sy), (box.x1, box.y0)) if self.mirrored else ((sx, sy), (box.x0, box.y0))
+
     @overload
     def to_window(self, points: Points) -> Points: ...
     @overload
     def to_window(self, points: torch.Tensor) -> torch.Tensor: ...
     def to_window(self, points: Points | torch.Tensor) -> Points | torch.Tensor:
         """Points (…, 2) of the image in the cut-out's pixels. Arrays and tensors on any device alike."""
-        scale, origin = _like(self.scale_xy, points), _like((self.box.x0, self.box.y0), points)
+        scale, origin = (_like(values, points) for values in self._axes)
         inside: Points | torch.Tensor = (points + 0.5 - origin) * scale - 0.5
         return inside
 
@@ -260,19 +272,21 @@ class Window:
     def to_image(self, points: torch.Tensor) -> torch.Tensor: ...
     def to_image(self, points: Points | torch.Tensor) -> Points | torch.Tensor:
         """Points (…, 2) of the cut-out in the image's pixels: the exact inverse of `to_window`."""
-        scale, origin = _like(self.scale_xy, points), _like((self.box.x0, self.box.y0), points)
+        scale, origin = (_like(values, points) for values in self._axes)
         outside: Points | torch.Tensor = (points + 0.5) / scale + origin - 0.5
         return outside
 
     def box_to_window(self, box: Box) -> Box:
         """A box of the image in the cut-out's pixel edges."""
-        (sx, sy), (x, y) = self.scale_xy, (self.box.x0, self.box.y0)
-        return Box((box.x0 - x) * sx, (box.y0 - y) * sy, (box.x1 - x) * sx, (box.y1 - y) * sy)
+        (sx, sy), (x, y) = self._axes
+        left, right = sorted(((box.x0 - x) * sx, (box.x1 - x) * sx))
+        return Box(left, (box.y0 - y) * sy, right, (box.y1 - y) * sy)
 
     def box_to_image(self, box: Box) -> Box:
         """A box of the cut-out in the image's pixel edges."""
-        (sx, sy), (x, y) = self.scale_xy, (self.box.x0, self.box.y0)
-        return Box(box.x0 / sx + x, box.y0 / sy + y, box.x1 / sx + x, box.y1 / sy + y)
+        (sx, sy), (x, y) = self._axes
+        left, right = sorted((box.x0 / sx + x, box.x1 / sx + x))
+        return Box(left, box.y0 / sy + y, right, box.y1 / sy + y)
 
     def cut(self, image: Image, enlarge: Enlarge = CUBIC) -> Image:
         """Cut and resample an image (H, W, 3) uint8 in one step from the original pixels.
@@ -285,17 +299,15 @@ class Window:
         self._check((image.shape[0], image.shape[1]), enlarge)
         x0, y0, x1, y1 = (int(edge) for edge in self.box.xyxy)
         part = image[y0:y1, x0:x1]
-        if part.shape[:2] == self.size_hw:
-            return np.ascontiguousarray(part)
         cv2 = require_cv2()
         height, width = self.size_hw
-        grow = cv2.INTER_CUBIC if enlarge == CUBIC else cv2.INTER_LINEAR
         if height < part.shape[0] or width < part.shape[1]:  # each axis is resampled once: first those that shrink
             smaller = (min(width, part.shape[1]), min(height, part.shape[0]))
             part = cv2.resize(part, smaller, interpolation=cv2.INTER_AREA)
         if part.shape[:2] != self.size_hw:
+            grow = cv2.INTER_CUBIC if enlarge == CUBIC else cv2.INTER_LINEAR
             part = cv2.resize(part, (width, height), interpolation=grow)
-        return np.ascontiguousarray(part, dtype=np.uint8)
+        return np.ascontiguousarray(part[:, ::-1] if self.mirrored else part, dtype=np.uint8)
 
     def cut_tensor(self, image: torch.Tensor, enlarge: Enlarge = CUBIC) -> torch.Tensor:
         """`cut` for a tensor (…, H, W), float in [0, 1], on its own device; differentiable. Equal to `cut`.
@@ -308,6 +320,7 @@ class Window:
         self._check((image.shape[-2], image.shape[-1]), enlarge)
         x0, y0, x1, y1 = (int(edge) for edge in self.box.xyxy)
         part = image[..., y0:y1, x0:x1]
+        part = part.flip(-1) if self.mirrored else part
         height, width = self.size_hw
         if part.shape[-2] != height:
             part = _like(_resampling(part.shape[-2], height, enlarge), part) @ part

@@ -17,6 +17,10 @@ from kbc.types import Scores
 
 CYCLE_WEIGHT = 4.0
 """What a forward-backward error of one object's size costs, against full agreement's 1. Our choice, measured."""
+MIRROR_PENALTY = 0.5
+"""What answers from the mirrored source must be worth more: a symmetric thing looks right either way. Measured."""
+TURNS = tuple(2 * math.pi * step / 12 for step in range(12))
+"""In-plane rotations of the layout within a window: what turns freely, a mouse seen from above. Measured."""
 UNKNOWN = 0.85
 """Evidence of a window where the matcher shows no maps: a window gets the benefit of the doubt."""
 FEWEST = 3
@@ -30,6 +34,7 @@ class Attempt:
     """One set of answers and what it is worth.
 
     Attributes:
+        source: the window of the source, perhaps mirrored.
         window: of the target.
         points: (K, 2) answers for the known keypoints, target pixels; NaN where there is none.
         confidence: (K,) or None.
@@ -39,6 +44,7 @@ class Attempt:
         cycle: how far the answers, matched back, miss the keypoints, as a fraction of the object; 0 when not asked.
     """
 
+    source: Window
     window: Window
     points: Points
     confidence: Scores | None
@@ -55,7 +61,7 @@ class Attempt:
     @property
     def score(self) -> float:
         """Compares the attempts of a pair, whatever their windows."""
-        return self.evidence + self.soundness
+        return self.evidence + self.soundness - (MIRROR_PENALTY if self.source.mirrored else 0.0)
 
 
 class Judge:
@@ -66,6 +72,7 @@ class Judge:
         strategy = probe.config.localizer
         self._plain = strategy == "predicted"  # the paper's rule: no judging, no joint choice
         settled = bool(getattr(probe.matcher, "weighs_neighbours", False))
+        self._mirrors = probe.config.mirror and probe.has_maps and not self._plain  # without maps little tells
         self._joint = probe.config.joint and not self._plain and not settled
         self._turns_back = not self._plain and (probe.shares or probe.limit >= COST["thorough"])
         self._whole = self._joint and probe.has_maps and strategy == "best"
@@ -75,12 +82,26 @@ class Judge:
         """What matching an attempt back costs: nothing where features are shared, or where it is not done."""
         return 1.0 if self._turns_back and not self.probe.shares else 0.0
 
-    def best(self, requests: Sequence[tuple[Request, str]]) -> dict[int, Attempt]:
-        """The best attempt of each case, by `id`; requests come with the name of the strategy that found them."""
-        looks = self.probe.look([request for request, _ in requests])
+    def doubts(self, attempt: Attempt) -> bool:
+        """Whether the object may face the other way: the matcher's answers do not hold up, so look mirrored."""
+        return self._mirrors and attempt.soundness < 0
+
+    def affordable(self, requests: Sequence[Request], spare: float = 0.0) -> list[Request]:
+        """The requests of one case, in order, that its budget allows; all but the first must leave `spare` of it."""
+        taken: list[Request] = []
+        price = 0.0
+        for request in requests:
+            more = price + self.probe.price(request, taken) + self.back_price
+            if self.probe.affords(request.case, more + (spare if taken else 0.0)):
+                taken.append(request)
+                price = more
+        return taken
+
+    def best(self, requests: Sequence[Request]) -> dict[int, Attempt]:
+        """The best attempt of each case, by `id`."""
         seen = [
-            (request, self._attempt(request, look, found_by, WINDOW_SPANS))
-            for (request, found_by), look in zip(requests, looks, strict=True)
+            (request, self._attempt(request, look, WINDOW_SPANS, TURNS))
+            for request, look in zip(requests, self.probe.look(requests), strict=True)
             if look is not None
         ]
         return _best(self._checked(seen))
@@ -105,32 +126,35 @@ class Judge:
         settled = {key: attempt for key, attempt in attempts.items() if attempt.score > bars.get(key, -math.inf)}
         left = [case for case in cases if id(case) in attempts and id(case) not in settled]
         if self._whole:
-            whole = [(self._request(c), self._attempt(self._request(c), c.whole, WHOLE, SPANS)) for c in left]
+            whole = [(self._request(c), self._attempt(self._request(c), c.whole, SPANS)) for c in left]
             found = _best(self._checked(whole))
             settled |= {key: attempt for key, attempt in found.items() if attempt.score > bars[key]}
         return settled, {id(case) for case in left if id(case) not in settled}
 
-    def _attempt(self, request: Request, look: Look, found_by: str, spans: Sequence[float]) -> Attempt:
-        case, window = request.case, request.target
+    def _attempt(
+        self, request: Request, look: Look, spans: Sequence[float], turns: Sequence[float] = (0.0,)
+    ) -> Attempt:
+        case, source, window = request.case, request.source, request.target
         points = window.to_image(look.match.keypoints[case.known])
         confidence = None if look.match.score is None else look.match.score[case.known]
         agreement = agreement_of(case.points, points)
         if look.maps is None or self._plain:
-            return Attempt(window, points, confidence, found_by, UNKNOWN, agreement)
+            return Attempt(source, window, points, confidence, request.found_by, UNKNOWN, agreement)
         side = window.box.longest
-        pose = layout.vote(layout.evidence(look.maps), window, case.points, [s * side for s in spans])[0]
+        pose = layout.vote(layout.evidence(look.maps), window, case.points, [s * side for s in spans], turns=turns)[0]
         # Evidence is measured against a uniform map of the window: a wider window gains by being wider.
         evidence = pose.score + math.log(pose.span / side)
         if self._joint and len(case.points) >= FEWEST:
             points, confidence = layout.choose(look.maps, window, pose)
-        return Attempt(window, points, confidence, found_by, evidence, agreement)
+        return Attempt(source, window, points, confidence, request.found_by, evidence, agreement)
 
     def _coarse(self, case: Case) -> Attempt:
-        window = Window.whole(case.target_hw)
-        return Attempt(window, case.coarse, None, "coarse", 0.0, agreement_of(case.points, case.coarse))
+        seen = self._request(case)
+        agreement = agreement_of(case.points, case.coarse)
+        return Attempt(seen.source, seen.target, case.coarse, None, WHOLE, 0.0, agreement)
 
     def _request(self, case: Case) -> Request:
-        return Request(case, Window.whole(image_hw(case.pair.source)), Window.whole(case.target_hw))
+        return Request(case, Window.whole(image_hw(case.pair.source)), Window.whole(case.target_hw), WHOLE)
 
     def _checked(self, seen: list[tuple[Request, Attempt]]) -> list[tuple[Request, Attempt]]:
         """The attempts with their cycle errors, where those are asked for and affordable."""

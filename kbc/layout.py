@@ -26,6 +26,8 @@ SHARPNESS = 2.0
 """Softmax sharpness on maps scaled to unit deviation. Our choice, measured on real photographs."""
 TOLERANCE = 0.10
 """How far a part may lie from its place in the layout: one deviation, as a fraction of the layout's longer side."""
+TURN_PENALTY = 0.2
+"""What a turned layout must have more, nats a point: most things stand upright. Our choice, measured."""
 FLOOR = 0.3
 """Evidence every place has, against the uniform map's 1: bounds what one occluded or mistaken point can cost."""
 TAIL = 0.02
@@ -76,7 +78,6 @@ def vote(
     spans: Sequence[float],
     *,
     turns: Sequence[float] = (0.0,),
-    tolerance: float = TOLERANCE,
 ) -> list[Pose]:
     """The best place of each (size, mirror, turn) of a layout, best first.
 
@@ -85,8 +86,7 @@ def vote(
         window: the part of the target that the maps cover.
         layout: (N, 2) source points, all defined.
         spans: sizes to try: the layout's longer side, in the target's pixels.
-        turns: in-plane rotations to try, radians.
-        tolerance: see `TOLERANCE`.
+        turns: in-plane rotations to try, radians; all but 0 pay `TURN_PENALTY`.
     """
     cv2 = require_cv2()
     count, height, width = density.shape
@@ -97,7 +97,7 @@ def vote(
     stacked = np.ascontiguousarray(density.transpose(1, 2, 0))
     found: list[Pose] = []
     for span in spans:
-        reach = tolerance * span
+        reach = TOLERANCE * span
         blurred = _blur(cv2, stacked, reach * sx, reach * sy)
         logs = np.log(blurred + FLOOR)
         for mirror, turn in ((m, t) for t in turns for m in (1.0, -1.0)):
@@ -108,7 +108,8 @@ def vote(
             at = int(total.argmax())
             y, x = divmod(at, total.shape[1])
             centre = to_cells.to_image(np.array([[x, y]], dtype=np.float64))
-            found.append(Pose(centre + placed, float(total.flat[at]) / count))
+            score = float(total.flat[at]) / count - (TURN_PENALTY if turn else 0.0)
+            found.append(Pose(centre + placed, score))
     found.sort(key=lambda pose: -pose.score)
     return found
 

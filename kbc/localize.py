@@ -66,6 +66,10 @@ class Case:
         known: mask (N,) of the keypoints that are defined and seen in the source's window.
         source: the source's window.
         whole: what the matcher said on the whole images; its maps are of the known keypoints.
+        calls, cost: of the matcher so far; see `MatchResult`.
+        seen: the images that were encoded.
+        looked: the pairs of windows that were looked through.
+        notes: see `MatchResult`.
     """
 
     pair: Pair
@@ -75,6 +79,7 @@ class Case:
     calls: int = 1
     cost: float = 1.0
     seen: set[tuple[object, ...]] = field(default_factory=set)
+    looked: set[tuple[Window, Window]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -95,11 +100,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Request:
-    """A pair to look at through two windows; `zoom` > 1 asks only for maps of a target encoded that much larger."""
+    """A pair to look at through two windows.
+
+    Attributes:
+        found_by: the name of the strategy whose window it is.
+        zoom: more than 1 asks only for maps of a target encoded that much larger.
+    """
 
     case: Case
     source: Window
     target: Window
+    found_by: str = ""
     zoom: int = 1
 
 
@@ -116,11 +127,12 @@ class Probe:
         self.limit = COST[config.budget]
         self.further = 0.5 if self.shares else 1.0
 
-    def price(self, request: Request) -> float:
-        """What a request would cost now."""
+    def price(self, request: Request, planned: Sequence[Request] = ()) -> float:
+        """What a request would cost now, or after others of the same case."""
         if not self.shares:
             return 1.0
-        return sum(0.5 * size for key, size in self._images(request).items() if key not in request.case.seen)
+        known = request.case.seen.union(*map(self._images, planned))
+        return sum(0.5 * size for key, size in self._images(request).items() if key not in known)
 
     def affords(self, case: Case, price: float) -> bool:
         """Whether the budget has this much left for a pair."""
@@ -136,6 +148,7 @@ class Probe:
             request.case.cost += self.price(request)
             request.case.calls += 1
             request.case.seen.update(self._images(request))
+            request.case.looked.add((request.source, request.target))
         pairs = [windowed(r.case.pair, r.source, r.target, self.config) for r in requests]
         try:
             return list(self._looks(pairs))
@@ -183,7 +196,7 @@ class Probe:
     def _images(self, request: Request) -> dict[tuple[object, ...], float]:
         """The images a request encodes, each with its size in inputs."""
         return {
-            ("source", request.source.box): 1.0,
+            ("source", request.source.box, request.source.mirrored): 1.0,
             ("target", request.target.box, request.zoom): float(request.zoom**2),
         }
 

@@ -103,7 +103,7 @@ class KBCMatcher:
         known = asked & window.shows(pair.keypoints)
         seen = Look(look.match, None if look.maps is None else look.maps[known[asked]])
         case = Case(pair, known, window, seen)
-        case.seen = {("source", Box.whole(source_hw)), ("target", Box.whole(target_hw), 1)}
+        case.seen = {("source", Box.whole(source_hw), False), ("target", Box.whole(target_hw), 1)}
         return case
 
     def _candidates(self, cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
@@ -146,33 +146,29 @@ class KBCMatcher:
         self, cases: Sequence[Case], candidates: dict[int, list[Candidate]], judge: Judge
     ) -> dict[int, Attempt]:
         """The best fine pass of each case that has one."""
-        probe = judge.probe
-        requests: list[tuple[Request, str]] = []
+        requests: list[Request] = []
         for case in cases:
-            price = 0.0
-            for candidate, window in distinct(candidates[id(case)], case, probe):
-                request = Request(case, case.source, window)
-                first = price == 0.0
-                price += (probe.price(request) if first else probe.further) + judge.back_price
-                # The first is always taken. The rest leave room for one more pass around the best of them.
-                if not first and not probe.affords(case, price + probe.further + judge.back_price):
-                    break
-                requests.append((request, candidate.found_by))
+            found = distinct(candidates[id(case)], case, judge.probe)
+            looks = [Request(case, case.source, window, candidate.found_by) for candidate, window in found]
+            requests += judge.affordable(looks, spare=judge.probe.further + judge.back_price)  # for one more pass
         return judge.best(requests)
 
     def _once_more(self, cases: Sequence[Case], attempts: dict[int, Attempt], judge: Judge) -> bool:
-        """One more pass around the last answers where that moves the window; False when nothing moved."""
-        requests, probe = [], judge.probe
+        """One more pass from the last answers, where it is affordable and new; False when there is none.
+
+        The source mirrored where the answers are in doubt, and a window around the answers where that moves it.
+        """
+        requests: list[Request] = []
         for case in cases:
             last = attempts.get(id(case))
             box = None if last is None else Box.around(last.points)
             if last is None or box is None:
                 continue
-            window = window_around(box.clipped(case.target_hw), case.target_hw, probe.size_hw, self.config)
-            request = Request(case, case.source, window)
-            price = probe.price(request) + judge.back_price
-            if window.box.iou(last.window.box) <= STABLE and probe.affords(case, price):
-                requests.append((request, last.found_by))
+            looks = [Request(case, last.source.mirror(), last.window, last.found_by)] if judge.doubts(last) else []
+            window = window_around(box.clipped(case.target_hw), case.target_hw, judge.probe.size_hw, self.config)
+            if window.box.iou(last.window.box) <= STABLE:
+                looks.append(Request(case, last.source, window, last.found_by))
+            requests += judge.affordable([r for r in looks if (r.source, r.target) not in case.looked])
         for key, attempt in judge.best(requests).items():
             if attempt.score > attempts[key].score:
                 attempts[key] = attempt
@@ -203,7 +199,7 @@ class KBCMatcher:
             score,
             coarse=coarse,
             kept=tuple(kept),
-            source_window=case.source if cropped else None,
+            source_window=attempt.source if attempt is not None and cropped else None,
             target_window=attempt.window if attempt is not None and cropped else None,
             given=frozenset(given),
             localizer=attempt.found_by if attempt else self.config.localizer,

@@ -148,7 +148,9 @@ class MatchResult(Match):
             return [None if np.isnan(p).any() else [float(p[0]), float(p[1])] for p in points]
 
         def window(w: Window | None) -> dict[str, Any] | None:
-            return None if w is None else {"box_xyxy": list(w.box.xyxy), "size_hw": list(w.size_hw)}
+            if w is None:
+                return None
+            return {"box_xyxy": list(w.box.xyxy), "size_hw": list(w.size_hw), "mirrored": w.mirrored}
 
         score = None if self.score is None else [None if np.isnan(s) else float(s) for s in self.score]
         return {

@@ -35,16 +35,21 @@ def test_a_cut_blob_is_found_where_it_was_drawn(scale: float, enlarge: str) -> N
     window = window.resized((round(60 * scale), round(60 * scale)))
     found = window.to_image(centroid(window.cut(image, enlarge)))
     assert np.abs(found - [x, y]).max() <= 0.05
+    mirrored = window.mirror()
+    found = mirrored.to_image(centroid(mirrored.cut(image, enlarge)))
+    assert np.abs(found - [x, y]).max() <= 0.05
+    assert np.array_equal(mirrored.cut(image, enlarge), window.cut(image, enlarge)[:, ::-1])
     naive = centroid(window.cut(image, enlarge)) / window.scale_xy + [61.0, 41.0]
     if scale >= 2:  # the wrong convention passes every round trip and fails here
         assert np.abs(naive - [x, y]).max() > 0.2
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("size_hw", [(18, 25), (60, 60), (90, 40), (480, 300)])
-def test_arrays_and_tensors_agree(size_hw: tuple[int, int]) -> None:
+def test_arrays_and_tensors_agree(size_hw: tuple[int, int], mirrored: bool) -> None:
     rng = np.random.default_rng(3)
     image = cv2.GaussianBlur(rng.integers(0, 256, (120, 150, 3), dtype=np.uint8), (0, 0), 1.2)
-    window = Window(Box(20, 30, 95, 90), size_hw)
+    window = Window(Box(20, 30, 95, 90), size_hw, mirrored)
     tensor = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
     for enlarge in ("cubic", "linear"):
         from_tensor = window.cut_tensor(tensor, enlarge).permute(1, 2, 0).numpy() * 255
@@ -84,7 +89,10 @@ def test_windows_stay_inside_and_are_invertible(
     inside = resized.to_window(corners)
     assert np.allclose(inside[:2], [[-0.5, -0.5], [8.5, 6.5]])  # edges map to edges
     assert np.allclose(resized.to_image(inside), corners, atol=1e-9)
-    assert resized.box_to_image(resized.box_to_window(box)).iou(box) > 0.999
+    for seen in (resized, resized.mirror()):
+        assert seen.box_to_image(seen.box_to_window(box)).iou(box) > 0.999
+        corners = seen.to_window(np.array([[box.x0 - 0.5, box.y0 - 0.5], [box.x1 - 0.5, box.y1 - 0.5]])) + 0.5
+        assert np.sort(corners, axis=0).ravel() == pytest.approx(seen.box_to_window(box).xyxy, abs=1e-6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -357,3 +357,23 @@ def test_broken_maps_are_named_and_lose_no_answer(maps: object, message: str) ->
     assert result.kept == ("coarse: failed",) * 4
     assert error(result) <= 0.05
     assert "fine pass failed" in result.notes[0]
+
+
+def test_an_object_that_faces_the_other_way_is_looked_at_mirrored() -> None:
+    patch = draw_scene(20, (96, 96))
+    source, target = draw_scene(5, (240, 240)) // 4, draw_scene(6, (240, 240)) // 4
+    source[60:156, 50:146] = patch
+    target[90:186, 110:206] = patch[:, ::-1]
+    points = np.array([[61.5, 75.5], [133.5, 83.5], [93.5, 139.5], [77.5, 107.5]])
+    mirrored = np.stack([110 + 95 - (points[:, 0] - 50), points[:, 1] + 30], axis=1)
+    box = kbc.Box(110, 90, 206, 186)
+    results = {}
+    for mirror in (False, True):
+        wrapped = kbc.wrap(kbc.load_matcher("hog"), budget="balanced", mirror=mirror, small_below=1.0)
+        result = wrapped.match([Pair(source, target, points, target_box=box)])[0]
+        assert result.cost <= 4
+        assert result.source_window is not None
+        results[mirror] = np.linalg.norm(result.keypoints - mirrored, axis=1).mean(), result.source_window.mirrored
+    assert not results[False][1]
+    assert results[True][1]
+    assert results[True][0] < 8 < 20 < results[False][0]
