@@ -52,7 +52,8 @@ def load_matcher(name: str, **options: Any) -> Matcher:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint: the nearest known names, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    by_lower = {one.lower(): one for one in names}
+    close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
 
 

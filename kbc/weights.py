@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -184,10 +185,15 @@ def _load_npz(path: Path) -> dict[str, torch.Tensor]:
 def _load_pth(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start.startswith((b"PK", b"\x80")):  # a zip archive, or the pickle of torch before 1.6
+        raise _broken(path, f"no file of torch.save, it begins with {start!r}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        told = re.search(r"WeightsUnpickler error:\s*(.*?)(?: was not an allowed|\n|$)", str(error))
+        reason = told[1] if told else str(error).splitlines()[0]  # torch's first line is advice
         raise DataError(
             must_be("weights", "a .pth file of plain tensors", f"{str(path)!r}: {reason}", "save its state_dict alone")
         ) from error
