@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream  # in a package of your own: from kbc_adapters.sandbox import …
+from .sandbox import Checkout, Stub, Upstream, usable_device  # elsewhere: from kbc_adapters.sandbox
 from .upstream import UpstreamMatcher, check_state, read_checkpoint
 
 
@@ -54,4 +54,4 @@ class Template(UpstreamMatcher):
 def load(*, checkout: str | Path, checkpoint: str | Path, device: str | torch.device = "cpu") -> Template:
     """The matcher from a checkout and a checkpoint. Say here where both come from."""
     code = Checkout(checkout, Template.upstream, stubs={"tensorboardX": Stub("tensorboardX")})
-    return Template(code, read_checkpoint(checkpoint), torch.device(device))
+    return Template(code, read_checkpoint(checkpoint), usable_device(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from kbc.errors import InputError, must_be
 from kbc.features import sample
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream
-from .upstream import UpstreamMatcher, check_state, looks_like, read_checkpoint
+from .sandbox import Checkout, Stub, Upstream, usable_device
+from .upstream import UpstreamMatcher, check_state, looks_like, read_checkpoint, whole_numbers
 
 HYPERPIXELS = (0, 8, 20, 21, 26, 28, 29, 30)
 
@@ -100,17 +101,19 @@ def load(
     """
     path = Path(checkpoint).expanduser()
     state = read_checkpoint(path / "model_best.pth" if path.is_dir() else path)
-    options = {**_sizes(state), "num_heads": num_heads, "hyperpixel_ids": [int(index) for index in hyperpixels]}
+    layers = list(whole_numbers("hyperpixels", hyperpixels))
+    options = {**_sizes(state), "num_heads": num_heads, "hyperpixel_ids": layers}
     projected = sum(key.startswith("proj.") and key.endswith(".weight") for key in state)
-    if projected != len(options["hyperpixel_ids"]):
-        raise InputError(must_be("hyperpixels", f"the {projected} layers of this checkpoint", list(hyperpixels)))
+    if projected != len(layers):
+        raise InputError(must_be("hyperpixels", f"the {projected} layers of this checkpoint", layers))
     width = options["feature_size"] ** 2 + options["feature_proj_dim"]
-    if num_heads < 1 or width % num_heads:
-        raise InputError(must_be("num_heads", f"a divisor of {width}, the width of this checkpoint", num_heads))
+    if not isinstance(num_heads, Integral) or num_heads < 1 or width % num_heads:
+        expected = f"a divisor of {width}, the width of this checkpoint"
+        raise InputError(must_be("num_heads", expected, repr(num_heads)))
     # upstream uses one function of timm, which is torch's
     timm = Stub("timm", trunc_normal_=torch.nn.init.trunc_normal_)
     code = Checkout(checkout, CATs.upstream, stubs={"timm": timm, "torchvision": Stub("torchvision")})
-    return CATs(code, options, state, torch.device(device), truncate)
+    return CATs(code, options, state, usable_device(device), truncate)
 
 
 def _sizes(state: dict[str, Tensor]) -> dict[str, Any]:

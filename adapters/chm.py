@@ -12,8 +12,8 @@ from torch import Tensor
 from kbc.errors import InputError, must_be
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream
-from .upstream import UpstreamMatcher, check_state, read_checkpoint
+from .sandbox import Checkout, Stub, Upstream, usable_device
+from .upstream import UpstreamMatcher, check_side, check_state, read_checkpoint
 
 
 class CHM(UpstreamMatcher):
@@ -85,7 +85,6 @@ def load(
     """
     if ktype not in ("psi", "iso", "full"):
         raise InputError(must_be("ktype", "'psi', 'iso' or 'full'", repr(ktype)))
-    if img_size < 64 or img_size % 16:
-        raise InputError(must_be("img_size", "a multiple of 16, at least 64", img_size, "upstream uses 240"))
+    check_side("img_size", img_size, 16)
     code = Checkout(checkout, CHM.upstream, stubs={"tensorboardX": Stub("tensorboardX")})
-    return CHM(code, read_checkpoint(checkpoint), ktype, img_size, torch.device(device))
+    return CHM(code, read_checkpoint(checkpoint), ktype, img_size, usable_device(device))

@@ -12,8 +12,8 @@ from torch import Tensor
 from kbc.errors import InputError, must_be
 from kbc.types import Pair
 
-from .sandbox import Checkout, Upstream
-from .upstream import UpstreamMatcher, check_imagenet, check_state, read_checkpoint
+from .sandbox import Checkout, Upstream, usable_device
+from .upstream import UpstreamMatcher, check_imagenet, check_side, check_state, read_checkpoint
 
 MAX_POINTS = 400
 """Upstream pads its answers to this many points and fails on more."""
@@ -92,11 +92,10 @@ def load(
     """
     if backbone not in ("resnet50", "resnet101"):
         raise InputError(must_be("backbone", "'resnet50' or 'resnet101'", repr(backbone)))
-    if img_side < 64 or img_side % 4:
-        raise InputError(must_be("img_side", "a multiple of 4, at least 64", img_side, "upstream uses 240"))
+    check_side("img_side", img_side, 4)
     weights = read_checkpoint(backbone_weights, "backbone_weights")
     check_imagenet(weights, 6 if backbone == "resnet50" else 23, "backbone_weights")
     # upstream doubles every tensor with torch.cat, which scalars refuse
     weights = {key: value for key, value in weights.items() if not key.endswith("num_batches_tracked")}
     code = Checkout(checkout, DHPF.upstream, weights=weights)
-    return DHPF(code, backbone, read_checkpoint(checkpoint), img_side, torch.device(device))
+    return DHPF(code, backbone, read_checkpoint(checkpoint), img_side, usable_device(device))

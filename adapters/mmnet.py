@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from kbc.errors import InputError, must_be
 from kbc.images import Image
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream
+from .sandbox import Checkout, Stub, Upstream, usable_device
 from .upstream import UpstreamMatcher, check_state, gluoncvth, looks_like, normalised, read_checkpoint, unused_packages
 
 RESNETS = ("resnet50", "resnet101", "resnext101_32x8d")
@@ -93,8 +94,8 @@ def load(*, checkout: str | Path, checkpoint: str | Path, level: int = 2, device
         DataError: a checkpoint that cannot be read without unpickling.
         MissingDependencyError: an FCN backbone without gluoncv-torch.
     """
-    if level not in (0, 1, 2, 3):
-        raise InputError(must_be("level", "0, 1, 2 or 3", level))
+    if not isinstance(level, Integral) or level not in range(4):
+        raise InputError(must_be("level", "0, 1, 2 or 3", repr(level)))
     state = read_checkpoint(checkpoint)
     backbone = _backbone(state)
     fcn = backbone == "fcn-resnet101"
@@ -102,7 +103,7 @@ def load(*, checkout: str | Path, checkpoint: str | Path, level: int = 2, device
     if not fcn:
         stubs["gluoncvth"] = Stub("gluoncvth")
     code = Checkout(checkout, MMNet.upstream, stubs=stubs, packages=gluoncvth() if fcn else None)
-    return MMNet(code, backbone, state, level, torch.device(device))
+    return MMNet(code, backbone, state, level, usable_device(device))
 
 
 def _backbone(state: Mapping[str, Tensor]) -> str:

@@ -25,7 +25,9 @@ from torch.overrides import TorchFunctionMode
 from kbc.errors import InputError, KBCError, MatcherError, MissingDependencyError, must_be
 
 _log = logging.getLogger("kbc_adapters")
-_building = threading.Lock()
+BUILDING = threading.Lock()
+"""One model is built at a time: torch's random state and default dtype belong to the whole process."""
+
 _DOWNLOADERS = ("load_state_dict_from_url", "load_url")
 _SIGNS = {
     "model/chmnet.py": "juhongm999/chm",
@@ -99,6 +101,22 @@ class CudaTo(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that torch has here.
+
+    Raises:
+        InputError: an unknown name, or a device that this machine or this build of torch lacks.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        expected = "a device that torch can use here, e.g. 'cpu' or 'cuda'"
+        raise InputError(must_be("device", expected, f"{device!r} ({reason})")) from error
+    return found
+
+
 class Checkout:
     """A private copy of the modules of an upstream checkout.
 
@@ -131,6 +149,11 @@ class Checkout:
         self._stubs: dict[str, object] = {"logging": quiet, **network, **(stubs or {})}
         self._packages = dict(packages or {})
         self._weights = weights
+        self._torch = _replaced(
+            torch,
+            hub=Stub("torch.hub", **dict.fromkeys(_DOWNLOADERS, self._pretrained)),
+            utils=_replaced(torch.utils, model_zoo=SimpleNamespace(load_url=self._pretrained)),
+        )
         self._modules: dict[str, ModuleType] = {}
         self._lock = threading.RLock()
         self._builtins = {**vars(builtins), "__import__": self._import, "print": self._print}
@@ -199,7 +222,7 @@ class Checkout:
         Raises:
             MatcherError: whatever else than a `KBCError` upstream raises.
         """
-        with _building, torch.random.fork_rng(devices=[]), CudaTo(device):
+        with BUILDING, torch.random.fork_rng(devices=[]), CudaTo(device):
             try:
                 yield
             except KBCError:
@@ -308,6 +331,8 @@ class Checkout:
 
     def _disarm(self, module: ModuleType) -> None:
         """Point a module's ways to download weights at what the user gave."""
+        if getattr(module, "torch", None) is torch:
+            vars(module)["torch"] = self._torch
         if hasattr(module, "model_zoo") and hasattr(module.model_zoo, "load_url"):
             vars(module)["model_zoo"] = SimpleNamespace(load_url=self._pretrained)
         for name in _DOWNLOADERS:
@@ -322,3 +347,10 @@ class Checkout:
     @staticmethod
     def _print(*values: object, **options: object) -> None:
         _log.debug(" ".join(map(str, values)))
+
+
+def _replaced(module: ModuleType, **attributes: object) -> ModuleType:
+    """A copy of a module with other attributes; the module itself stays as it is."""
+    copied = ModuleType(module.__name__)
+    vars(copied).update(vars(module), **attributes)
+    return copied

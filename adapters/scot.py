@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from kbc.errors import InputError, must_be
 from kbc.images import Image
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream
+from .sandbox import Checkout, Stub, Upstream, usable_device
 from .upstream import (
     UpstreamMatcher,
     check_imagenet,
@@ -25,6 +26,7 @@ from .upstream import (
     read_checkpoint,
     require_finite,
     unused_packages,
+    whole_numbers,
 )
 
 LAYERS: dict[tuple[str, str], tuple[int, ...]] = {
@@ -165,8 +167,8 @@ def load(
     """
     plan = _plan(backbone, preset, layers, cam)
     limit = 400 if cam and backbone != "fcn101" else 1000
-    if not 64 <= side <= limit:
-        raise InputError(must_be("side", f"between 64 and {limit}", side, "cam=False allows more"))
+    if not isinstance(side, Integral) or not 64 <= side <= limit:
+        raise InputError(must_be("side", f"a whole number between 64 and {limit}", repr(side), "cam=False allows more"))
     weights = read_checkpoint(checkpoint)
     fcn = backbone == "fcn101"
     if fcn:
@@ -181,7 +183,7 @@ def load(
     code = Checkout(checkout, SCOT.upstream, stubs=stubs, packages=gluoncvth() if fcn else None, weights=weights)
     if fcn:
         code.pretrained("gluoncvth.models", "get_fcn_resnet101_voc")
-    return SCOT(code, plan, side, torch.device(device))
+    return SCOT(code, plan, side, usable_device(device))
 
 
 def _plan(backbone: str, preset: str, layers: Sequence[int] | None, cam: bool) -> Plan:
@@ -189,7 +191,7 @@ def _plan(backbone: str, preset: str, layers: Sequence[int] | None, cam: bool) -
         known = " or ".join(f"{a!r} with {b!r}" for a, b in LAYERS)
         received = f"{preset!r} with {backbone!r}"
         raise InputError(must_be("preset", f"one that upstream gives: {known}", received, "or give `layers`"))
-    chosen = LAYERS[preset, backbone] if layers is None else tuple(int(layer) for layer in layers)
+    chosen = LAYERS[preset, backbone] if layers is None else whole_numbers("layers", layers)
     last = DEPTHS[backbone]
     if not chosen or sorted(set(chosen)) != list(chosen) or not (0 <= chosen[0] <= 9 and chosen[-1] <= last):
         raise InputError(must_be("layers", f"rising numbers of 0 … {last}, the first at most 9", list(chosen)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -15,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kbc.errors import DataError, InputError, MatcherError, MissingDependencyError, must_be
+from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
 from kbc.features import IMAGENET_MEAN, IMAGENET_STD
 from kbc.geometry import Points, cell_centres, defined
 from kbc.images import Image
@@ -65,10 +68,11 @@ class UpstreamMatcher:
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """Upstream's own prediction; the score is the peak of the point's similarity map, on upstream's scale."""
         answers = self._answers(pairs)
-        for pair, (_, maps) in zip(pairs, answers, strict=True):
-            self._maps[pair] = maps  # kbc asks for them next
-        while sum(maps.nbytes for maps in self._maps.values()) > _KEPT_BYTES:
-            self._maps.pop(next(iter(self._maps)))
+        with self._lock:
+            for pair, (_, maps) in zip(pairs, answers, strict=True):
+                self._maps[pair] = maps  # kbc asks for them next
+            while sum(maps.nbytes for maps in self._maps.values()) > _KEPT_BYTES:
+                self._maps.pop(next(iter(self._maps)))
         return [match for match, _ in answers]
 
     def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
@@ -76,7 +80,8 @@ class UpstreamMatcher:
 
         Free right after `match` of the same `Pair` objects.
         """
-        kept = [self._maps.pop(pair, None) for pair in pairs]
+        with self._lock:
+            kept = [self._maps.pop(pair, None) for pair in pairs]
         missing = [pair for pair, maps in zip(pairs, kept, strict=True) if maps is None]
         fresh = iter([maps for _, maps in self._answers(missing)])
         return [next(fresh) if maps is None else maps for maps in kept]
@@ -221,12 +226,15 @@ def read_checkpoint(path: str | Path, argument: str = "checkpoint") -> dict[str,
         raise InputError(must_be(argument, "an existing checkpoint file", repr(str(path)), "check the path"))
     try:
         state = load_weights(path)
-    except DataError as error:
-        raise DataError(
-            f"{str(error).replace('`weights`', f'`{argument}`', 1)}. A training checkpoint may hold more than tensors "
-            "(CATs' holds a NumPy `best_loss`): if you trust where it comes from, save torch.load(file, "
-            "weights_only=False)['state_dict'] once to a new file and give that"
-        ) from error
+    except InputError as error:
+        text = str(error).replace("`weights`", f"`{argument}`", 1)
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            text += (
+                ". A training checkpoint may hold more than tensors (CATs' holds a NumPy `best_loss`): if you trust "
+                "where it comes from, save torch.load(file, weights_only=False)['state_dict'] once to a new file and "
+                "give that"
+            )
+        raise type(error)(text) from error
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
@@ -266,9 +274,32 @@ def check_imagenet(state: Mapping[str, Tensor], blocks: int, argument: str) -> N
     needed = ("conv1.weight", f"layer3.{blocks - 1}.conv3.weight", "layer4.2.conv3.weight", "fc.weight")
     missing = [key for key in needed if key not in state]
     if missing or f"layer3.{blocks}.conv1.weight" in state:
-        received = f"one without {missing[0]}" if missing else "a deeper network"
+        guess = looks_like(state) if "fc.weight" not in state else ""
+        received = f"one of {guess}" if guess else f"one without {missing[0]}" if missing else "a deeper network"
         expected = f"an ImageNet {depth} in torchvision's layout, `fc` included"
         raise InputError(must_be(argument, expected, received, f"e.g. torchvision's file {depth}-….pth"))
+
+
+def check_side(argument: str, side: int, multiple: int) -> None:
+    """Refuse the side of a square frame that upstream's transfer cannot have.
+
+    Raises:
+        InputError: no whole number, too small, or no such multiple.
+    """
+    if not isinstance(side, Integral) or side < 64 or side % multiple:
+        raise InputError(must_be(argument, f"a multiple of {multiple}, at least 64", repr(side), "upstream uses 240"))
+
+
+def whole_numbers(argument: str, values: Any) -> tuple[int, ...]:
+    """Layer numbers as a tuple.
+
+    Raises:
+        InputError: no sequence of whole numbers.
+    """
+    try:
+        return tuple(index(value) for value in values)
+    except TypeError as error:
+        raise InputError(must_be(argument, "whole numbers, e.g. (0, 8)", repr(values))) from error
 
 
 def unused_packages() -> dict[str, object]:

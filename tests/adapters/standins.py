@@ -106,7 +106,9 @@ class CHMNet(nn.Module):
         self.learner = chmlearner.CHMLearner(ktype)
 
     def forward(self, src_img, trg_img):
-        corr = cosine(self.backbone(src_img), self.backbone(trg_img)) * self.learner.chm6d.kernel
+        side = -(-src_img.shape[2] // 16) * 2  # of a layer at 1/16, which rounds up, enlarged
+        src, trg = (F.interpolate(self.backbone(x), size=(side, side)) for x in (src_img, trg_img))
+        corr = cosine(src, trg) * self.learner.chm6d.kernel
         return F.softplus(100 * corr)
 """,
 }

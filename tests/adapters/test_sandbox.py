@@ -256,6 +256,9 @@ def test_nothing_is_downloaded(layer: Layer, tmp_path: Path, monkeypatch: pytest
         "from torch.hub import load_state_dict_from_url\nget = lambda u: load_state_dict_from_url(u)",
         "import torch.utils.model_zoo as model_zoo\nget = lambda u: model_zoo.load_url(u)",
         "from torch.utils.model_zoo import load_url\nget = lambda u: load_url(u)",
+        "import torch\nget = lambda u: torch.hub.load_state_dict_from_url(u)",
+        "import torch\nget = lambda u: torch.hub.load(u, 'net')",
+        "import torch.utils.model_zoo\nget = lambda u: torch.utils.model_zoo.load_url(u)",
         "import urllib.request\nget = lambda u: urllib.request.urlopen(u)",
         "import requests\nget = lambda u: requests.get(u)",
     ):

@@ -186,9 +186,12 @@ def test_trap_chm_geometry_must_match_the_size(size: int, layer: Layer) -> None:
     assert np.abs(np.median(moved, axis=0) - (32, -24)).max() <= 4.0
 
 
-def test_trap_chm_250_fails_in_transfer(layer: Layer) -> None:
+def test_trap_chm_250_fails_in_transfer(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="multiple of 16"):
         layer.load("chm", img_size=250)
+    monkeypatch.setattr("kbc_adapters.chm.check_side", lambda *unchecked: None)
+    with pytest.raises(RuntimeError):
+        layer.load("chm", img_size=250).match([example()])
 
 
 def test_trap_chm_accepts_images_that_are_not_square(matchers: dict[str, Any]) -> None:

@@ -56,6 +56,12 @@ def test_trap_scot_sizes_may_differ_and_the_aspect_is_kept(matchers: dict[str, A
     assert matcher._scale(example().target) == pytest.approx((300 / 330, 300 / 330))
 
 
+def test_trap_scot_normalises_at_the_original_size_and_resizes_without_a_filter(matchers: dict[str, Any]) -> None:
+    whole = normalised(example().target, CPU)[None]
+    expected = torch.nn.functional.interpolate(whole, size=(236, 300), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(matchers["scot"]._image(example().target), expected)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_trap_scot_hangs_on_features_that_are_not_finite(value: float, layer: Layer) -> None:
     matcher = layer.load("scot")
@@ -99,7 +105,7 @@ def test_trap_scot_needs_fc_for_cam(layer: Layer, tmp_path: Path) -> None:
 
 
 def test_trap_scot_img_h_is_undefined_for_large_sides(layer: Layer) -> None:
-    with pytest.raises(InputError, match=r"between 64 and 400.*cam=False"):
+    with pytest.raises(InputError, match=r"whole number between 64 and 400.*cam=False"):
         layer.load("scot", side=440)
     square = np.zeros((440, 440, 3), np.uint8)
     matcher = layer.load("scot")
@@ -265,7 +271,7 @@ def test_trap_cats_options_are_in_a_pickled_file(layer: Layer, tmp_path: Path) -
 def test_trap_cats_numpy_best_loss_fails_weights_only(layer: Layer, tmp_path: Path) -> None:
     state = read_checkpoint(layer.file("cats"))
     torch.save({"state_dict": state, "best_loss": np.float64(1.5)}, tmp_path / "model_best.pth")
-    with pytest.raises(DataError, match=r"NumPy `best_loss`.*weights_only=False"):
+    with pytest.raises(DataError, match=r"GLOBAL numpy\S+scalar; .*NumPy `best_loss`.*weights_only=False"):
         layer.load("cats", checkpoint=tmp_path / "model_best.pth")
     torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "parallel.pth")
     assert layer.load("cats", checkpoint=tmp_path / "parallel.pth").name == "cats"
