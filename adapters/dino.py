@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from math import ceil
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,9 @@ from kbc.geometry import Points, cell_centres, resize_points
 from kbc.images import Image
 from kbc.types import Match, Pair
 
+from .sandbox import BUILDING, usable_device
+
+_UNREAD = ("pooler.", "embeddings.mask_token")  # weights that patch tokens do not depend on
 _GREY = tuple(round(255 * value) for value in IMAGENET_MEAN)  # zero after normalisation
 
 
@@ -45,23 +50,25 @@ def load(
         device: where it runs.
 
     Raises:
-        InputError: no such model, not a ViT with patch tokens, a wrong size or layer.
+        InputError: no such model, weights of another one, not a ViT with patch tokens, a wrong size, layer or device.
         MissingDependencyError: transformers is not installed.
     """
     if fit not in ("letterbox", "stretch"):
         raise InputError(must_be("fit", "'letterbox' or 'stretch'", repr(fit)))
-    network = _pretrained(model, download).to(device).eval()
+    where = usable_device(device)
+    network = _pretrained(model, download).to(where).eval()
     patch, depth = int(network.config.patch_size), int(network.config.num_hidden_layers)
-    side = 518 // patch * patch if size is None else int(size)
-    if side < patch or side % patch:
-        near = max(round(side / patch), 1) * patch
-        raise InputError(must_be("size", f"a multiple of the patch, {patch}", size, f"e.g. {near}"))
-    if not (1 <= layer <= depth or -depth <= layer <= -1):
-        raise InputError(must_be("layer", f"1 … {depth} or −1 … −{depth}", layer))
+    default = 518 // patch * patch
+    side = default if size is None else size
+    if not isinstance(side, Integral) or side < patch or side % patch:
+        near = max(round(side / patch), 1) * patch if isinstance(side, Real) else default
+        raise InputError(must_be("size", f"a multiple of the patch, {patch}", repr(size), f"e.g. {near}"))
+    if not isinstance(layer, Integral) or not 1 <= abs(layer) <= depth:
+        raise InputError(must_be("layer", f"1 … {depth} or −1 … −{depth}", repr(layer)))
     chosen = layer if layer > 0 else depth + 1 + layer
     encode = encoder(network, chosen, _statistics(model, download))
     name = f"dino ({Path(str(model)).name})"
-    square = from_features(encode, patch, size=side, name=name, normalise=False, device=device)
+    square = from_features(encode, patch, size=side, name=name, normalise=False, device=where)
     square = square.with_votes() if votes else square
     return square if fit == "stretch" else Letterboxed(square)
 
@@ -102,7 +109,7 @@ def encoder(
 class Letterboxed:
     """A matcher with a square input that sees images padded to a square instead of stretched.
 
-    Images lie at the top left, so points keep their coordinates; cells of the padding take no part. Satisfies
+    Images lie at the top left, so points keep their coordinates; no answer lies in the padding. Satisfies
     `kbc.matcher.SimilarityMatcher`.
     """
 
@@ -122,7 +129,7 @@ class Letterboxed:
         As many cells for every image as for a square one, so that maps of windows and of whole images compare.
         """
         found = self._padded(pairs, zoom)
-        return [_without_padding(maps, pair.target, maps.shape[1:]) for pair, maps in zip(pairs, found, strict=True)]
+        return [_without_padding(maps, pair.target) for pair, maps in zip(pairs, found, strict=True)]
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """The peak of each keypoint's similarity inside the target; the score is the cosine there."""
@@ -130,11 +137,11 @@ class Letterboxed:
         for pair, maps in zip(pairs, self._padded(pairs), strict=True):
             height, width = pair.target.shape[:2]
             side = max(height, width)
-            rows, columns = max(round(maps.shape[1] * height / side), 1), max(round(maps.shape[2] * width / side), 1)
-            cells, score = soft_peak(torch.from_numpy(_without_padding(maps, pair.target, (rows, columns))))
+            rows, columns = ceil(maps.shape[1] * height / side), ceil(maps.shape[2] * width / side)
+            cells, score = soft_peak(torch.from_numpy(maps[:, :rows, :columns]))  # the last may be part padding
             peaks: Points = cells.double().numpy()
-            points = resize_points(peaks, (rows, columns), (height, width))
-            matches.append(Match(points, score.double().numpy()))
+            points = resize_points(peaks, (maps.shape[1], maps.shape[2]), (side, side))
+            matches.append(Match(np.minimum(points, (width - 0.5, height - 0.5)), score.double().numpy()))
         return matches
 
     def _padded(self, pairs: Sequence[Pair], zoom: int = 1) -> list[npt.NDArray[np.float32]]:
@@ -154,16 +161,16 @@ def squared(image: Image) -> Image:
     return square
 
 
-def _without_padding(maps: npt.NDArray[np.float32], image: Image, grid_hw: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Maps (N, h, w) over the padded square, resampled to cells that tile the image alone."""
+def _without_padding(maps: npt.NDArray[np.float32], image: Image) -> npt.NDArray[np.float32]:
+    """Maps (N, h, w) over the padded square, resampled to as many cells that tile the image alone."""
     height, width = image.shape[:2]
-    rows, columns = grid_hw
     if height == width or len(maps) == 0:
-        return maps[:, :rows, :columns]
+        return maps
+    rows, columns = maps.shape[1:]
     side = max(height, width)
     x, y = cell_centres((rows, columns), (height, width))
     at: Points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    cells = torch.from_numpy(resize_points(at, (side, side), (maps.shape[1], maps.shape[2]))).float()
+    cells = torch.from_numpy(resize_points(at, (side, side), (rows, columns))).float()
     values = sample(torch.from_numpy(maps), cells).numpy()
     return np.asarray(values.reshape(-1, rows, columns), dtype=np.float32)
 
@@ -174,13 +181,24 @@ def _pretrained(model: str | Path, download: bool) -> Any:
         from transformers import AutoModel
     except ImportError as error:
         raise MissingDependencyError('dino needs transformers; run: pip install "kbc[dino]"') from error
+    options = {"local_files_only": not download, "use_safetensors": True, "trust_remote_code": False}
     try:
-        network = AutoModel.from_pretrained(str(model), local_files_only=not download, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        hint = "download it, or pass download=True" if not download else "check the name"
+        with BUILDING, torch.random.fork_rng(devices=[]):
+            network, report = AutoModel.from_pretrained(
+                str(model), **options, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+    except Exception as error:  # OSError, ValueError and safetensors' own, by what is wrong
+        reason = str(error).strip().partition("\n")[0]
+        absent = not download and not Path(model).exists()
+        hint = "download it, or pass download=True" if absent else "check the name and the files"
         expected = "a folder with config.json and model.safetensors, or a cached model id"
         raise InputError(must_be("model", expected, f"{str(model)!r} ({reason})", hint)) from error
+    # transformers fills in random weights and goes on
+    random = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    wrong = sorted(key for key in random if not key.startswith(_UNREAD))
+    if wrong:
+        received = f"{str(model)!r}: {len(wrong)} weights missing or of another shape ({wrong[0]}, …)"
+        raise InputError(must_be("model", "a folder whose weights fit its config.json", received))
     if not hasattr(network.config, "patch_size") or not hasattr(network.config, "num_hidden_layers"):
         kind = network.config.model_type
         raise InputError(must_be("model", "a vision transformer such as DINOv2 or DINOv3", f"{str(model)!r}: {kind}"))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from adapter_layers import NAMES, Layer, example, scene, shifted
 from kbc_adapters.dino import Letterboxed, load, squared
+from test_sandbox import untouched
 
 import kbc
 from kbc.errors import InputError, MatcherError, MissingDependencyError
@@ -49,14 +50,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: root / name for name in models}
 
 
-def inside(folder: Path, images: torch.Tensor, layer: int | None = None) -> Any:
+def inside(folder: Path, images: torch.Tensor, layer: int) -> Any:
+    """What leaves the layer's own module, through the final norm."""
     network = transformers.AutoModel.from_pretrained(str(folder)).eval()
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    (layers,) = [m for m in network.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3]
+    left: list[Any] = []
+    layers[layer - 1].register_forward_hook(lambda module, inputs, output: left.append(output))
     with torch.inference_mode():
-        output = network(pixel_values=(images - mean) / std, output_hidden_states=True)
-        if layer is None:
-            return output.last_hidden_state
-        return (network.layernorm if hasattr(network, "layernorm") else network.norm)(output.hidden_states[layer])
+        network(pixel_values=(images - mean) / std)
+        tokens = left[0][0] if isinstance(left[0], tuple) else left[0]
+        return (network.layernorm if hasattr(network, "layernorm") else network.norm)(tokens)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +71,7 @@ def test_patch_tokens_become_the_map_without_cls_and_registers(kind: str, folder
     images = torch.rand(2, 3, 4 * patch, 6 * patch)
     with torch.inference_mode():
         maps = matcher.encode(images)
-    tokens = inside(folders[kind], images)
+    tokens = inside(folders[kind], images, 3)
     assert tokens.shape[1] == FIRST[kind] + 24
     assert maps.shape == (2, 32, 4, 6)
     for row, column in [(0, 0), (0, 5), (3, 0), (2, 4)]:
@@ -101,6 +105,29 @@ def test_known_translation(kind: str, fit: Any, folders: dict[str, Path]) -> Non
     matcher = load(model=folders[kind], size=size, fit=fit)
     moved = matcher.match([pair])[0].keypoints - pair.keypoints
     assert np.abs(np.median(moved, axis=0) - shift).max() <= PATCH[kind] / 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fit", ["letterbox", "stretch"])
+def test_a_drawn_patch_is_found_at_its_centre(kind: str, fit: Any, folders: dict[str, Path]) -> None:
+    """One patch of noise on grey. A token too many or too few, or half a patch of offset, would miss the centre."""
+    patch = PATCH[kind]
+    matcher = load(model=folders[kind], size=8 * patch, fit=fit)
+    noise = np.random.default_rng(0).integers(0, 256, (patch // 2, patch // 2, 3), dtype=np.uint8)
+    # what the model sees of the images: half of each when letterboxed, one side halved when stretched
+    landscape, portrait, cell = ((5, 8), (8, 5.6), (2, 2)) if fit == "letterbox" else ((8, 8), (8, 8), (2, 1))
+    block = np.kron(noise, np.ones((2 * cell[0], 2 * cell[1], 1), np.uint8))
+    high, wide = block.shape[:2]
+
+    def drawn(grid: tuple[float, float], row: int, column: int) -> tuple[np.ndarray, list[float]]:
+        image = np.full((round(grid[0] * high), round(grid[1] * wide), 3), 120, np.uint8)
+        image[row * high : (row + 1) * high, column * wide : (column + 1) * wide] = block
+        return image, [(column + 0.5) * wide - 0.5, (row + 0.5) * high - 0.5]
+
+    for here, there in [((1, 1), (6, 3)), ((4, 7), (0, 0)), ((0, 0), (7, 4)), ((3, 4), (2, 2))]:
+        (source, start), (target, end) = drawn(landscape, *here), drawn(portrait, *there)
+        found = matcher.match([Pair(source, target, [start])])[0].keypoints[0]
+        assert np.abs((found - end) / (wide, high)).max() <= 0.2
 
 
 @pytest.mark.parametrize("fit", ["letterbox", "stretch"])
@@ -219,6 +246,54 @@ def test_a_wrong_folder_is_one_sentence(tmp_path: Path) -> None:
     transformers.BertModel(transformers.BertConfig(vocab_size=10, **small)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"a vision transformer .* bert"):
         load(model=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda state: {k: v for k, v in state.items() if "layer.2." not in k}, r"18 weights missing .*layer\.2\."),
+        (lambda state: {f"other.{k}.name": v for k, v in state.items()}, "60 weights missing"),
+        (lambda state: {k: v[..., :1].contiguous() if "norm1" in k else v for k, v in state.items()}, "6 weights"),
+    ],
+)
+def test_weights_of_another_model_are_one_sentence(
+    change: Any, expected: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """transformers alone would fill in random ones and go on."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    (tmp_path / "config.json").write_bytes((folders["dinov2"] / "config.json").read_bytes())
+    state = safetensors.load_file(folders["dinov2"] / "model.safetensors")
+    safetensors.save_file(change(state), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with untouched(), pytest.raises(InputError, match=f"`model` must be a folder whose weights fit .*{expected}"):
+        load(model=tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 100)
+    with pytest.raises(InputError, match=r"`model` must be .*check the name and the files$"):
+        load(model=tmp_path)
+
+
+def test_code_of_the_models_repository_never_runs(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")  # transformers would ask
+    config = json.loads((folders["dinov2"] / "config.json").read_text())
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | own))
+    (tmp_path / "mine.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'it ran')!r}).touch()\n")
+    with pytest.raises(InputError, match="`model` must be"):
+        load(model=tmp_path)
+    assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(device: str, folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match=rf"`device` must be .* received '{device}'"):
+        load(model=folders["dinov2"], device=device)
+
+
+def test_loading_and_matching_leave_the_process_as_it_was(folders: dict[str, Path]) -> None:
+    load(model=folders["dinov2"], size=56).match([example()])
+    with untouched():
+        load(model=folders["dinov2"], size=56).match([example()])
 
 
 def test_pickled_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
