@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
-from kbc.errors import KBCError, MissingDependencyError
+from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
 
 FAILED, WRONG_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = module.run(args)
         sys.stdout.flush()
         return code
-    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong option
+    except SystemExit as stop:  # argparse, after --help
         return int(stop.code or 0)
     except MissingDependencyError as error:
         return _complain(error, MISSING)
@@ -132,7 +133,7 @@ def overview() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
     examples = "\n".join(f"  {COMMANDS[name].examples[0]}" for name in ("demo", "match", "env"))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kbc",
         usage="kbc COMMAND [OPTION …]",
         description="Better keypoints on small objects, around any semantic matcher.",
@@ -147,13 +148,40 @@ def overview() -> argparse.ArgumentParser:
 
 def command_parser(name: str, module: CommandModule) -> argparse.ArgumentParser:
     """The parser of one command, with its examples and the exit codes at the end of its help."""
-    parser = argparse.ArgumentParser(
-        prog=f"kbc {name}", description=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=f"kbc {name}", description=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     module.configure(parser)
     own = parser.epilog or "examples:\n" + "\n".join(f"  {example}" for example in COMMANDS[name].examples)
     parser.epilog = f"{own}\n\n{EXIT_CODES}"
     return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that complains as the rest of kbc does: what it must be, what was received, what to do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found as an `InputError`."""
+        raise InputError(f"{self._reworded(message)}; see `{self.prog} --help`")
+
+    def _reworded(self, message: str) -> str:
+        from kbc.registry import nearest
+
+        if found := re.search(r"^argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+            argument, received, known = found.groups()
+            choices = [choice.strip(" '") for choice in known.split(",")]
+            hint = nearest(received, choices)
+            near = hint if hint.startswith("did you mean") else ""
+            return must_be(argument, f"one of {', '.join(choices)}", repr(received), near)
+        if found := re.search(r"^argument (\S+): invalid (int|float) value: (.*)", message):
+            return must_be(found[1], "a whole number" if found[2] == "int" else "a number", found[3])
+        if found := re.search(r"^argument (\S+): expected (one|at least one) argument", message):
+            hint = f"a value that begins with - is given as {found[1].split('/')[-1]}=-5,10"
+            return must_be(found[1], "followed by a value", "none", hint)
+        if found := re.search(r"^the following arguments are required: (.*)", message):
+            return must_be(found[1], "given", "nothing")
+        if found := re.search(r"^unrecognized arguments: (.*)", message):
+            hint = nearest(found[1].split()[0], self._option_string_actions)
+            return must_be("OPTION", f"one that {self.prog} has", repr(found[1]), hint)
+        return message
 
 
 class _Version(argparse.Action):

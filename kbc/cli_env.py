@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """Print one line per fact."""
     facts = collect()
     if args.json:
-        write_json(facts, args.json)
+        write_json(facts, args.json, "--json")
     if args.json != "-":
         width = max(map(len, facts))
         print("\n".join(f"{key:<{width}}  {value}" for key, value in facts.items()))

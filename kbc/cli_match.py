@@ -11,10 +11,23 @@ import numpy as np
 
 from kbc.cli_options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box, parse_points
 from kbc.errors import InputError, must_be
-from kbc.files import write_json
-from kbc.types import Match, MatchResult, Pair
+from kbc.files import output_file, write_json
+from kbc.types import Kept, Match, MatchResult, Pair
 
 HELP = "Match the points of one photograph in another; answers are in the target photograph's own pixels."
+
+MEANING: dict[Kept, str] = {
+    "fine": "found in the windows",
+    "whole": "chosen together on the whole images",
+    "coarse: off": "the matcher's own (KBC is off)",
+    "coarse: not small": "the matcher's own (nothing is small)",
+    "coarse: no window": "the matcher's own (no window found)",
+    "coarse: refused": "the matcher's own (no window was surely better)",
+    "coarse: outside": "the matcher's own (outside the window)",
+    "coarse: failed": "the matcher's own (no answer in the window)",
+    "undefined": "undefined",
+}
+"""`MatchResult.kept` in words."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -40,17 +53,21 @@ def run(args: argparse.Namespace) -> int:
     options, settings = key_values(args.option), kbc_options(args)
     if args.no_kbc and settings:
         raise InputError(must_be("--no-kbc", "given without KBC's own options", ", ".join(sorted(settings))))
-    pair = Pair(args.source, args.target, points, source_box, target_box)
-    result = match(pair, args.matcher, options, None if args.no_kbc else settings)
+    if args.json and args.json != "-":
+        output_file(args.json, "--json")
     if args.plot:
         from kbc import viz
 
+        viz.picture_file(args.plot, "--plot")
+    pair = Pair(args.source, args.target, points, source_box, target_box)
+    result = match(pair, args.matcher, options, None if args.no_kbc else settings)
+    if args.plot:
         title = describe(result, args.matcher)
         full = viz.draw_answer(pair, result, title=title)["kbc"] if isinstance(result, MatchResult) else None
         viz.save(full or viz.draw_match(pair, result, title=title), args.plot)
     if args.json:
         write_json({"matcher": args.matcher, "source": args.source, "target": args.target,
-                    "source_keypoints": rows(points), **as_dict(result)}, args.json)  # fmt: skip
+                    "source_keypoints": rows(points), **as_dict(result)}, args.json, "--json")  # fmt: skip
     if args.json != "-":
         print(table(pair, result))
     if isinstance(result, MatchResult):
@@ -92,9 +109,9 @@ def describe(result: Match, name: str) -> str:
 
 
 def origins(result: MatchResult) -> str:
-    """Where the points come from, e.g. "9 points: 7 fine, 2 coarse: refused"."""
+    """Where the points come from, e.g. "9 points: 7 found in the windows, 2 the matcher's own (outside the window)"."""
     counts = Counter(result.kept).most_common()
-    return f"{len(result.kept)} points: " + ", ".join(f"{count} {kept}" for kept, count in counts)
+    return f"{len(result.kept)} points: " + ", ".join(f"{count} {MEANING[kept]}" for kept, count in counts)
 
 
 def table(pair: Pair, result: Match) -> str:

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     found = [about(point) for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)
              if not args.name or point.name in args.name]  # fmt: skip
     if args.json:
-        write_json(found, args.json)
+        write_json(found, args.json, "--json")
     if args.json != "-":
         for entry in found:
             print(f"{entry['name']}\n    {entry['about']}")

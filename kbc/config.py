@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kbc.errors import InputError, must_be
+from kbc.errors import InputError, must_be, requirement
 
 LocalizerName: TypeAlias = Literal["predicted", "consensus", "heatmap", "search", "best", "given"]
 Budget: TypeAlias = Literal["fast", "balanced", "thorough"]
@@ -100,4 +100,4 @@ def make_config(config: KBCConfig | None, options: dict[str, Any]) -> KBCConfig:
             raise InputError(
                 f"`{name}` must be a KBC option, received an unknown one; {nearest(name, KBCConfig.model_fields)}"
             ) from error
-        raise InputError(f"`{name}` is not valid: {first['msg']}, received {first['input']!r}") from error
+        raise InputError(f"`{name}` {requirement(first['msg'])}, received {first['input']!r}") from error

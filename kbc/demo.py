@@ -14,7 +14,7 @@ from kbc.cli_options import add_kbc_options, kbc_options, key_values
 from kbc.data.scenes import ScenePair, categories, scene_pair
 from kbc.errors import InputError, KBCError, must_be
 from kbc.evaluation.pck import PCK, PCKResult, Protocol, correct
-from kbc.files import write_json
+from kbc.files import output_file, output_folder, write_json
 from kbc.types import Match, MatchResult
 
 HELP = """Draw pairs of scenes with small articulated figures in clutter, match them with and without KBC, print the
@@ -67,8 +67,9 @@ def run(args: argparse.Namespace) -> int:
     """Match, print the table, write the files."""
     if args.pairs < 1:
         raise InputError(must_be("--pairs", "at least 1", args.pairs))
-    folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(args.out, "--out")
+    if args.json and args.json != "-":
+        output_file(args.json, "--json")
     scenes = draw_scenes(args.pairs, args.seed, args.variation)
     settings = {"budget": "thorough"} | kbc_options(args)
     outcomes = [

@@ -27,3 +27,14 @@ def must_be(argument: str, expected: str, received: object, hint: str = "") -> s
     """The one form of kbc's error messages: "`argument` must be …, received …; hint"."""
     text = f"`{argument}` must be {expected}, received {received}"
     return f"{text}; {hint}" if hint else text
+
+
+def requirement(message: str) -> str:
+    """What pydantic says of a field, in the words of `must_be`.
+
+    >>> requirement("Input should be a valid number")
+    'must be a valid number'
+    """
+    known = {"Field required": "must be given", "Extra inputs are not permitted": "must not be given"}
+    said = message.removeprefix("Input should be ")
+    return f"must be {said}" if said != message else known.get(message, f"is not valid ({message})")

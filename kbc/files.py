@@ -14,22 +14,52 @@ from typing import IO
 from kbc.errors import InputError, must_be
 
 
-@contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends, and vanishes when it raises (Ctrl-C, too).
+def output_file(path: str | os.PathLike[str], argument: str = "path") -> Path:
+    """The path of a file that can be written; to be asked before the work whose result goes there.
 
     Raises:
         InputError: the folder does not exist, cannot be written to, or `path` is a folder.
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(must_be("path", "a file's name", f"the folder {str(path)!r}"))
+        raise InputError(must_be(argument, "a file's name", f"the folder {str(path)!r}"))
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        hint = "check the path" if path.parent.is_dir() else "make the folder first"
+        raise InputError(must_be(argument, "in a folder that can be written to", repr(str(path)), hint))
+    return path
+
+
+def output_folder(path: str | os.PathLike[str], argument: str) -> Path:
+    """A folder for results, made when it is not there.
+
+    Raises:
+        InputError: it can be neither made nor written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError
+    except OSError as error:
+        received = f"{str(path)!r} ({error.strerror or 'not writable'})"
+        raise InputError(must_be(argument, "a folder that can be written to", received)) from error
+    return path
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str], argument: str = "path") -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends, and vanishes when it raises (Ctrl-C, too).
+
+    Raises:
+        InputError: as `output_file`, naming `argument`.
+    """
+    path = output_file(path, argument)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         file = part.open("xb")
     except OSError as error:
-        hint = "make the folder first"
-        raise InputError(must_be("path", "in a folder that can be written to", repr(str(path)), hint)) from error
+        received = f"{str(path)!r} ({error.strerror})"
+        raise InputError(must_be(argument, "a file that can be written", received)) from error
     try:
         with file:
             yield file
@@ -39,12 +69,12 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_json(data: object, path: str | os.PathLike[str]) -> None:
+def write_json(data: object, path: str | os.PathLike[str], argument: str = "path") -> None:
     """Write strict JSON (UTF-8, no NaN) to a file, whole or not at all, or to standard output for "-"."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if str(path) == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    with written_whole(path) as file:
+    with written_whole(path, argument) as file:
         file.write(text.encode())

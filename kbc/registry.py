@@ -45,8 +45,23 @@ def load_matcher(name: str, **options: Any) -> Matcher:
         if p.default is p.empty and key not in options and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if missing:
-        raise InputError(must_be("options", f"complete: {name!r} also needs {', '.join(missing)}", sorted(options)))
+        line = " ".join(f"--option {key}=…" for key in missing)
+        hint = f"on the command line {line}; `kbc matchers {name}` says more"
+        raise InputError(must_be(", ".join(missing), f"given to {name!r}", "nothing", hint))
+    if options.get("device") is not None:
+        _check_device(options["device"])
     return cast(Matcher, builder(**options))
+
+
+def _check_device(device: object) -> None:
+    """Refuse a device that torch cannot use here, before anything is read from disk for it."""
+    import torch
+
+    try:
+        torch.empty(0, device=cast(torch.device, device))
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(must_be("device", "one that torch can use here", repr(device), reason)) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

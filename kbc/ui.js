@@ -1,6 +1,6 @@
 // Points and boxes on the page of `kbc ui`: the text fields hold the state, this script turns clicks and drags on the
-// images into text and draws the text over the images. Points have (0, 0) at the centre of the top-left pixel; boxes
-// are pixel edges.
+// images into text and draws the text over the images, and magnifies what is under the pointer, for small objects.
+// Points have (0, 0) at the centre of the top-left pixel; boxes are pixel edges.
 (() => {
   "use strict";
   const NS = "http://www.w3.org/2000/svg";
@@ -80,6 +80,28 @@
 
   const numbers = (id) => { const input = field(id); return input ? (input.value.match(/[-+]?\d*\.?\d+/g) || []).map(Number) : []; };
   let drawn = "";
+
+  // A magnifier beside the pointer: the image at ZOOM screen pixels per image pixel, under a cross.
+  const ZOOM = 4, SIDE = 168;
+  const lens = document.createElement("div");
+  lens.style.cssText = `position:fixed;width:${SIDE}px;height:${SIDE}px;border:2px solid white;outline:1px solid black;border-radius:6px;pointer-events:none;z-index:50;display:none;background-repeat:no-repeat;background-color:#888;image-rendering:pixelated`;
+  lens.innerHTML = `<svg width="${SIDE}" height="${SIDE}"><path d="M${SIDE / 2} 0V${SIDE}M0 ${SIDE / 2}H${SIDE}" stroke="black" stroke-width="3" opacity=".5"/><path d="M${SIDE / 2} 0V${SIDE}M0 ${SIDE / 2}H${SIDE}" stroke="white"/></svg>`;
+
+  document.addEventListener("pointermove", (event) => {
+    const id = ["kbc-source", "kbc-target"].find((name) => over(event, name));
+    const at = id && placed(image(id)), p = at && edge(event, at, false);
+    lens.style.display = p ? "block" : "none";
+    if (!p) return;
+    if (!lens.isConnected) document.body.append(lens);
+    const aside = event.clientX + SIDE + 40 > innerWidth ? -SIDE - 24 : 24;
+    Object.assign(lens.style, {
+      left: `${event.clientX + aside}px`, top: `${Math.max(event.clientY - SIDE - 24, 4)}px`,
+      backgroundImage: `url("${at.img.src}")`,
+      backgroundSize: `${at.img.naturalWidth * ZOOM}px ${at.img.naturalHeight * ZOOM}px`,
+      backgroundPosition: `${SIDE / 2 - p.x * ZOOM}px ${SIDE / 2 - p.y * ZOOM}px`,
+    });
+  }, true);
+
   const svg = node("svg", { style: "position:fixed;inset:0;width:100vw;height:100vh;pointer-events:none;z-index:40" });
 
   function redraw() {
@@ -94,8 +116,8 @@
     svg.replaceChildren();
     if (source) for (let i = 0; i + 1 < p.length; i += 2) {
       const x = source.x + (p[i] + 0.5) * source.sx, y = source.y + (p[i + 1] + 0.5) * source.sy;
-      svg.append(node("circle", { cx: x, cy: y, r: 4.5, fill: "#009E73", stroke: "white", "stroke-width": 1.3 }));
-      svg.append(node("text", { x: x + 6, y: y - 4, fill: "white", stroke: "black", "stroke-width": 2.5, "paint-order": "stroke", "font-size": 11, "font-family": "sans-serif" }, i / 2));
+      svg.append(node("circle", { cx: x, cy: y, r: 3.5, fill: "#009E73", stroke: "white", "stroke-width": 1.2 }));
+      svg.append(node("text", { x: x + 4, y: y - 4, fill: "white", stroke: "black", "stroke-width": 2.5, "paint-order": "stroke", "font-size": 10, "font-family": "sans-serif" }, i / 2));
     }
     if (target && b.length === 4) {
       const at = { x: target.x + b[0] * target.sx, y: target.y + b[1] * target.sy, width: (b[2] - b[0]) * target.sx, height: (b[3] - b[1]) * target.sy, fill: "none" };

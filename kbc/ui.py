@@ -70,15 +70,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
+    from kbc.registry import load_matcher
+
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise InputError(must_be("--port", "between 1 and 65535", args.port))
+    options = key_values(args.option)
+    _require_gradio()
+    load_matcher(args.matcher, **options)  # what is wrong with it is said here, not on the page
     with tempfile.TemporaryDirectory(prefix="kbc-ui-") as folder:
-        print(
-            f"kbc ui: http://{args.host}:{args.port or 7860} (or the next free port); Ctrl-C ends it", file=sys.stderr
-        )
-        page = build(Server(Path(folder), args.matcher, key_values(args.option)))
-        page.launch(
+        page = build(Server(Path(folder), args.matcher, options))
+        _, url, _ = page.launch(
             server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, share=False, quiet=True,
             head=f"<script>{script()}</script>", css=STYLE, theme=_theme(), footer_links=[], ssr_mode=False,
+            prevent_thread_lock=True,
         )  # fmt: skip
+        print(f"kbc ui: {url} ; Ctrl-C ends it", file=sys.stderr)
+        page.block_thread()
     return 0
 
 
@@ -101,28 +108,29 @@ def build(server: Server) -> Any:
         )
         with gr.Row():
             source = gr.Image(label="source: click points", type="filepath", sources=["upload", "clipboard"],
-                              buttons=[], height=400, elem_id="kbc-source")  # fmt: skip
+                              buttons=[], height=360, elem_id="kbc-source")  # fmt: skip
             target = gr.Image(label="target: drag a box (optional)", type="filepath", sources=["upload", "clipboard"],
-                              buttons=[], height=400, elem_id="kbc-target")  # fmt: skip
+                              buttons=[], height=360, elem_id="kbc-target")  # fmt: skip
         with gr.Row():
-            points = gr.Textbox(label="points in the source, x,y x,y …", elem_id="kbc-points", scale=3,
-                                placeholder="click on the source, or type")  # fmt: skip
-            box = gr.Textbox(label="target box, x0,y0,x1,y1", elem_id="kbc-box", scale=2, placeholder="none: KBC looks")
             undo = gr.Button("Undo point", elem_id="kbc-undo", size="sm", min_width=90)
             clear = gr.Button("Clear", elem_id="kbc-clear", size="sm", min_width=90)
             example = gr.Button("Draw an example", elem_id="kbc-example", size="sm", min_width=140)
         with gr.Row():
+            points = gr.Textbox(label="points in the source, x,y x,y …", elem_id="kbc-points", scale=3, max_lines=2,
+                                placeholder="click on the source, or type")  # fmt: skip
+            box = gr.Textbox(label="target box, x0,y0,x1,y1", elem_id="kbc-box", scale=2, placeholder="none: KBC looks")
+        with gr.Row(equal_height=True):
             matcher = gr.Dropdown(server.matchers(), value=server.matcher, label="matcher", elem_id="kbc-matcher")
             localizer = gr.Dropdown([n for n in fields["localizer"]["enum"] if n != "given"], label="localizer",
                                     value=defaults["localizer"].default)  # fmt: skip
-            budget = gr.Radio(fields["budget"]["enum"], value="thorough", label="budget",
-                              elem_id="kbc-budget", min_width=320)  # fmt: skip
-            go = gr.Button("Match", variant="primary", elem_id="kbc-match")
+            budget = gr.Radio(fields["budget"]["enum"], value="thorough", label="budget: how much a match may cost",
+                              elem_id="kbc-budget", min_width=400)  # fmt: skip
+            go = gr.Button("Match", variant="primary", elem_id="kbc-match", min_width=140)
         summary = gr.Markdown(elem_id="kbc-summary")
         picture = gr.Image(label="answers", show_label=False, format="png", interactive=False,
                            buttons=["download", "fullscreen"], elem_id="kbc-picture")  # fmt: skip
+        download = gr.DownloadButton("Download JSON", interactive=False, elem_id="kbc-download", size="sm")
         numbers = gr.Markdown(elem_id="kbc-table")
-        download = gr.DownloadButton("Download JSON", interactive=False, elem_id="kbc-download")
         count = gr.State(0)
 
         def on_match(*values: Any) -> tuple[Any, ...]:
@@ -138,7 +146,7 @@ def build(server: Server) -> Any:
             )
 
         inputs = [source, target, points, box, matcher, localizer, budget]
-        go.click(on_match, inputs, [summary, picture, numbers, download])
+        go.click(on_match, inputs, [summary, picture, numbers, download], scroll_to_output=True)
         undo.click(lambda text: " ".join(text.split()[:-1]), points, points)
         clear.click(lambda: ("", ""), None, [points, box])
         source.input(lambda: "", None, points)

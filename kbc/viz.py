@@ -5,6 +5,7 @@ Conventions:
     apart; the shapes say the same without colour), points without a known truth green circles. A thin line leads from
     a wrong point to where it should be, a hollow diamond. Windows are yellow, dashed; object boxes white, dotted.
     Axes show points at their own coordinates: pixel (0, 0)'s centre is at (0, 0).
+Whole pictures get small markers, so that a small object can be seen under them; insets get larger ones with numbers.
 Nothing here uses pyplot or shows a window; `save` writes a file whole or not at all.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, MissingDependencyError, must_be
-from kbc.files import written_whole
+from kbc.files import output_file, written_whole
 from kbc.geometry import Box, Points, Window, as_points, defined
 from kbc.images import Image, ImageLike, load_image
 from kbc.types import Match, MatchResult, Pair
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 RIGHT, WRONG, PLAIN = "#0072B2", "#D55E00", "#009E73"
 WINDOW, BOX, TRUTH = "#F0E442", "#FFFFFF", "#FFFFFF"
+SMALL, LARGE = 14.0, 70.0  # areas of markers, points squared
 Mask = npt.NDArray[np.bool_]
 
 
@@ -68,16 +70,27 @@ def save(axes: Axes | Figure, path: str | os.PathLike[str]) -> Path:
     """Write the figure that holds these Axes; the format follows the suffix (.png, .pdf, .svg, …).
 
     Raises:
-        InputError: the suffix is none that matplotlib writes.
+        InputError: as `picture_file`.
     """
     figure: Any = axes if hasattr(axes, "savefig") else axes.get_figure()
-    path = Path(path)
-    kind = path.suffix.lstrip(".").lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise InputError(must_be("path", "a picture's name such as out.png", repr(str(path)), "use .png, .pdf or .svg"))
+    path = picture_file(path)
     with written_whole(path) as file:
-        figure.savefig(file, format=kind)
+        figure.savefig(file, format=path.suffix[1:].lower())
     return path
+
+
+def picture_file(path: str | os.PathLike[str], argument: str = "path") -> Path:
+    """The path of a picture that `save` can write; to be asked before the work that the picture shows.
+
+    Raises:
+        InputError: the suffix is none that matplotlib writes, or the folder cannot be written to.
+        MissingDependencyError: matplotlib is not installed.
+    """
+    _, canvas_class = _require_matplotlib()
+    if Path(path).suffix[1:].lower() not in canvas_class.get_supported_filetypes():
+        hint = "use .png, .pdf or .svg"
+        raise InputError(must_be(argument, "a picture's name such as out.png", repr(str(path)), hint))
+    return output_file(path, argument)
 
 
 def draw_image(ax: Axes, image: ImageLike, *, title: str = "") -> Axes:
@@ -113,19 +126,23 @@ def draw_points(
     for mask, colour, marker in groups:
         if mask.any():
             x, y = points[mask].T
-            ax.scatter(x, y, s=size, c=colour, marker=marker, edgecolors="white", linewidths=0.9, zorder=5)
+            ax.scatter(
+                x, y, s=size, c=colour, marker=marker, edgecolors="white", linewidths=min(0.9, size / 20), zorder=5
+            )
     if numbers:
         for index in np.flatnonzero(known):
             _label(ax, str(index), points[index], offset=(4, 4))
     return ax
 
 
-def draw_truth(ax: Axes, truth: Points, points: Points | None = None, right: Mask | None = None) -> Axes:
+def draw_truth(
+    ax: Axes, truth: Points, points: Points | None = None, right: Mask | None = None, *, size: float = 26.0
+) -> Axes:
     """Hollow diamonds where points should be, with a thin line from each wrong one."""
     truth = as_points(truth, "truth")
     x, y = truth[defined(truth)].T
     for ink, width in (("black", 1.8), (TRUTH, 0.9)):
-        ax.scatter(x, y, s=26, facecolors="none", edgecolors=ink, marker="D", linewidths=width, zorder=4)
+        ax.scatter(x, y, s=size, facecolors="none", edgecolors=ink, marker="D", linewidths=width, zorder=4)
     if points is not None:
         both = defined(truth) & defined(points) & (True if right is None else ~right)
         for p, q in zip(points[both], truth[both], strict=True):
@@ -172,7 +189,7 @@ def draw_match(
     right_side = _Placed(ax, width + gap, factor)
     draw_image(ax, pair.source, title=title)
     right_side.image(pair.target)
-    draw_points(ax, pair.keypoints, right=right)
+    draw_points(ax, pair.keypoints, right=right, size=SMALL)
     draw_box(ax, pair.source_box)
     right_side.box(pair.target_box)
     if isinstance(result, MatchResult):
@@ -180,14 +197,14 @@ def draw_match(
         right_side.box(result.target_window)
     answer = right_side.points(result.keypoints)
     if truth is not None:
-        draw_truth(ax, right_side.points(truth), answer, right)
-    draw_points(ax, answer, right=right)
+        draw_truth(ax, right_side.points(truth), answer, right, size=SMALL)
+    draw_points(ax, answer, right=right, size=SMALL)
     if lines:
         known = np.flatnonzero(defined(pair.keypoints) & defined(answer))
         for i in known:
             ink = PLAIN if right is None else RIGHT if right[i] else WRONG
             ends = np.stack([pair.keypoints[i], answer[i]])
-            ax.plot(ends[:, 0], ends[:, 1], color=ink, lw=0.8, alpha=0.75, zorder=3)
+            ax.plot(ends[:, 0], ends[:, 1], color=ink, lw=0.6, alpha=0.6, zorder=3)
     ax.set_xlim(-0.5, width + gap + pair.target.shape[1] * factor - 0.5)
     ax.set_ylim(height - 0.5, -0.5)
     ax.set_frame_on(False)
@@ -225,7 +242,7 @@ def draw_inset(
     shown = np.where(inside[:, None], points, np.nan)
     if truth is not None:
         draw_truth(ax, truth, points, right)
-    draw_points(ax, shown, right=right, numbers=numbers, size=70)
+    draw_points(ax, shown, right=right, numbers=numbers, size=LARGE)
     ax.set_xlim(edges.x0 - 0.5, edges.x1 - 0.5)
     ax.set_ylim(edges.y1 - 0.5, edges.y0 - 0.5)
     return ax
@@ -293,12 +310,15 @@ def draw_answer(pair: Pair, result: MatchResult, *, title: str = "") -> dict[str
     if title:
         figure.suptitle(title, fontsize=11)
     draw_match(pair, Match(result.coarse), ax=axes["coarse"], title="without KBC")
-    draw_match(pair, result, ax=axes["kbc"], title="with KBC; dashed: its windows")
+    windows = "; dashed: its windows" if result.target_window else ""
+    draw_match(pair, result, ax=axes["kbc"], title=f"with KBC{windows}")
     near = _surroundings(pair.source, pair.source_box, pair.keypoints)
     seen = _surroundings(pair.target, pair.target_box, result.keypoints)
     draw_inset(axes["source zoom"], pair.source, near, pair.keypoints, numbers=True, title="source")
-    draw_inset(axes["coarse zoom"], pair.target, seen, result.coarse, numbers=True, title="target, without KBC")
-    draw_inset(axes["kbc zoom"], pair.target, seen, result.keypoints, numbers=True, title="target, with KBC")
+    for name, label, points in (("coarse", "without", result.coarse), ("kbc", "with", result.keypoints)):
+        beyond = int((~seen.contains(points[defined(points)])).sum())
+        shown = f"target, {label} KBC" + (f" ({beyond} outside this part)" if beyond else "")
+        draw_inset(axes[f"{name} zoom"], pair.target, seen, points, numbers=True, title=shown)
     return axes
 
 
@@ -397,13 +417,24 @@ def _outline(ax: Axes, edges: Box, is_window: bool, label: str = "", colour: str
 
 
 def _surroundings(image: Image, box: Box | None, points: Points) -> Box:
-    """What an inset shows: the object with room around it, square."""
+    """What an inset shows: the object with room around it, square. A few points far from the others do not widen it."""
     size_hw = (image.shape[0], image.shape[1])
-    box = Box.around(points) or box
-    if box is None:
+    around = Box.around(_together(points))
+    both = [edges for edges in (box, around) if edges is not None]
+    if not both:
         return Box.whole(size_hw)
-    side = max(box.longest * 1.45, 16.0)
+    box = Box(min(b.x0 for b in both), min(b.y0 for b in both), max(b.x1 for b in both), max(b.y1 for b in both))
+    side = max(box.longest * 1.6, 16.0)
     return Window.fit(Box.centered(box.center, side, side), size_hw).box
+
+
+def _together(points: Points) -> Points:
+    """The points without those that lie four times as far from the middle as the median point does."""
+    known = points[defined(points)]
+    if len(known) < 4:
+        return known
+    away = np.abs(known - np.median(known, axis=0)).max(axis=1)
+    return np.asarray(known[away <= 4 * np.median(away)])
 
 
 def _label(ax: Axes, text: str, at: npt.NDArray[np.float64], *, offset: tuple[float, float]) -> None:
@@ -411,7 +442,7 @@ def _label(ax: Axes, text: str, at: npt.NDArray[np.float64], *, offset: tuple[fl
 
     outline = [withStroke(linewidth=2, foreground="black")]
     ax.annotate(text, (float(at[0]), float(at[1])), xytext=offset, textcoords="offset points", color="white",
-                fontsize=7, path_effects=outline, zorder=6)  # fmt: skip
+                fontsize=8, path_effects=outline, zorder=6)  # fmt: skip
 
 
 def _require_matplotlib() -> tuple[Any, Any]:

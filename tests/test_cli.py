@@ -319,6 +319,45 @@ def test_match_names_what_is_wrong(
     assert message in err
 
 
+def test_match_refuses_an_output_before_it_matches(
+    photos: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra")
+    monkeypatch.setattr("kbc.cli_match.match", lambda *_: pytest.fail("it matched"))
+    for name, value, message in (
+        ("--json", str(tmp_path / "no" / "out.json"), "`--json` must be in a folder that can be written to"),
+        ("--json", str(tmp_path), "`--json` must be a file's name, received the folder"),
+        ("--plot", str(tmp_path / "no" / "out.png"), "`--plot` must be in a folder that can be written to"),
+        ("--plot", str(tmp_path / "out.xyz"), "`--plot` must be a picture's name such as out.png"),
+        ("--plot", "-", "`--plot` must be a picture's name such as out.png, received '-'"),
+    ):
+        code, out, err = run(capsys, "match", photos["a"], photos["b"], "--points", "1,1", name, value)
+        assert (code, out) == (2, "")
+        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("match", "a", "b"), "`--points` must be given, received nothing; see `kbc match --help`"),
+        (("match", "a", "b", "--points", "-5,1"), "`--points` must be followed by a value, received none; "),
+        (("match", "a", "b", "--points", "1,1", "--budgt", "fast"), "received '--budgt fast'; did you mean '--budget'"),
+        (("match", "a", "b", "--points", "1,1", "--budget", "fest"), "`--budget` must be one of fast, balanced, thoro"),
+        (("demo", "--pairs", "x"), "`--pairs` must be a whole number, received 'x'; see `kbc demo --help`"),
+        (("demo", "--out", __file__), "`--out` must be a folder that can be written to, received "),
+        (("data", "chek"), "`action` must be one of check, sources, received 'chek'; did you mean 'check'?"),
+        (("ui", "--port", "99999"), "`--port` must be between 1 and 65535, received 99999"),
+        (("ui", "--matcher", "hogg"), "did you mean 'hog'?"),
+    ],
+)
+def test_wrong_options_are_one_line_with_what_to_do(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
 def test_match_names_a_file_that_is_not_there(photos: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "match", "nowhere.jpg", photos["b"], "--points", "1,1")
     assert code == 2

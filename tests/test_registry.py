@@ -37,7 +37,7 @@ def test_third_parties_register_by_entry_point(monkeypatch: pytest.MonkeyPatch) 
     blank = np.zeros((8, 8, 3), np.uint8)
     matcher = kbc.load_matcher("constant", value=5.0, whatever=1)
     assert matcher.match([kbc.Pair(blank, blank, [[1, 2]])])[0].keypoints.tolist() == [[5.0, 5.0]]
-    with pytest.raises(InputError, match="'strict' also needs needed"):
+    with pytest.raises(InputError, match="`needed` must be given to 'strict'"):
         kbc.load_matcher("strict")
 
 
@@ -47,7 +47,8 @@ def test_third_parties_register_by_entry_point(monkeypatch: pytest.MonkeyPatch) 
         ("resnet19", {}, "did you mean 'resnet18'"),
         ("xyz", {}, "known: .*hog"),
         ("hog", {"sise": 3}, "'sise'.*did you mean 'size'"),
-        ("resnet18", {}, "also needs weights"),
+        ("resnet18", {}, "`weights` must be given to 'resnet18', received nothing; .*--option weights=…"),
+        ("hog", {"device": "cuda:99"}, "`device` must be one that torch can use here, received 'cuda:99'"),
     ],
 )
 def test_near_misses_are_answered_with_what_is_known(name: str, options: dict[str, Any], message: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kbc.data import KINDS, Dataset, open_dataset
+from kbc.data.records import counted
 from kbc.errors import DataError, must_be
 
 HELP = "check a copy of a data set, or print where the official ones come from"
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         for problem in problems:
             print(f"  {problem}")
         wrong += len(problems)
-    print(f"{wrong} problems" if wrong else "nothing wrong")
+    print(counted(wrong) if wrong else "nothing wrong")
     return 1 if wrong else 0
 
 
@@ -67,8 +68,10 @@ def detect(folder: Path) -> str:
     """The kind of data set a folder holds, by its layout.
 
     Raises:
-        DataError: none of the known layouts.
+        DataError: no folder, or none of the known layouts.
     """
+    if not folder.is_dir():
+        raise DataError(must_be("DIR", "an existing folder", repr(str(folder)), "check the path"))
     has = [(folder / name).exists() for name in ("PairAnnotation", "Layout", "annotations.json")]
     if has[0]:
         return "spair" if has[1] else "ap10k"
@@ -79,8 +82,9 @@ def detect(folder: Path) -> str:
         return "pfwillow"
     if has[2]:
         return "coco"
-    hint = "name the layout with --kind"
-    raise DataError(must_be("DIR", f"one of the layouts {', '.join(KINDS)}", repr(str(folder)), hint))
+    known = ", ".join(kind for kind in KINDS if kind != "scenes")
+    hint = "name the layout with --kind; `kbc data sources` says where each comes from"
+    raise DataError(must_be("DIR", f"a folder in one of the layouts {known}", repr(str(folder)), hint))
 
 
 def _parts(kind: str, folder: Path) -> Iterator[Dataset]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, InputError, must_be, requirement
 from kbc.geometry import Box, Points, defined
 from kbc.images import Image, load_image
 from kbc.types import Pair
@@ -190,6 +190,8 @@ class Dataset(Sequence[PairRecord]):
         Points outside their image are named too: they are kept, for several official sets have some.
         """
         found = list(self.problems)
+        if not self.records and not found:
+            found.append(Problem(self.name, "holds no pair"))
         uses: dict[Path, int] = {}
         for record in self.records:
             for path in {record.source_path, record.target_path}:
@@ -218,7 +220,7 @@ class Dataset(Sequence[PairRecord]):
         if found:
             lines = "\n".join(f"  {problem}" for problem in found[:50])
             more = f"\n  … and {len(found) - 50} more" if len(found) > 50 else ""
-            raise DataError(f"{self.name}: {len(found)} problems:\n{lines}{more}")
+            raise DataError(f"{self.name}: {counted(len(found))}:\n{lines}{more}")
 
 
 class Record(BaseModel):
@@ -251,7 +253,7 @@ def explain(error: ValidationError) -> str:
     received = repr(first.get("input"))
     shown = received if len(received) <= 60 else received[:57] + "…"
     more = f" (and {count - 1} more)" if count > 1 else ""
-    return f"field {where!r}: {first['msg']}, received {shown}{more}"
+    return f"field {where!r} {requirement(first['msg'])}, received {shown}{more}"
 
 
 def inside(root: Path, name: str, argument: str = "file name") -> Path:
@@ -300,6 +302,11 @@ def box_xywh(values: Sequence[float], field: str = "bbox") -> Box:
     """
     x, y, width, height = values
     return box_xyxy((x, y, x + width, y + height), field)
+
+
+def counted(problems: int) -> str:
+    """ "1 problem", "2 problems"."""
+    return f"{problems} problem{'s' * (problems != 1)}"
 
 
 class Problems:

@@ -8,14 +8,15 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kbc.cli_options import key_values
 from kbc.data import KINDS, Dataset
-from kbc.errors import InputError, MissingDependencyError, must_be
+from kbc.errors import DataError, InputError, MissingDependencyError, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
 from kbc.evaluation.pck import Frame, Protocol, Threshold
 from kbc.evaluation.runner import (
@@ -84,21 +85,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what was asked; 0 when the report could be made, 1 when every pair failed."""
     plan = make_plan(args)
+    datasets = plan.open()
+    if not any(map(len, datasets)):
+        hint = "`kbc data check DIR` says what is wrong"
+        raise DataError(must_be("data", "at least one usable pair", "none", hint))
+    plan.check()
     folder = Path(args.out)
     ranks = torchrun_rank()
-    progress = None if args.quiet else _progress()
     start = time.perf_counter()
     if ranks is not None:
         gathered = execute_torchrun(plan, folder, args.strict)
         if gathered is None:
             return 0
         outcomes = gathered
-    elif args.jobs > 1:
-        execute_jobs(plan, folder, args.jobs, strict=args.strict, progress=progress)
-        outcomes = read_outcomes(folder)
     else:
         shard = parse_shard(args.shard) if args.shard else (0, 1)
-        execute(plan, folder, plan.open(), shard=shard, strict=args.strict, progress=progress)
+        with nullcontext() if args.quiet else _progress() as progress:
+            if args.jobs > 1:
+                execute_jobs(plan, folder, args.jobs, strict=args.strict, progress=progress)
+            else:
+                execute(plan, folder, datasets, shard=shard, strict=args.strict, progress=progress)
         if args.shard:
             print(f"shard {args.shard} is done; run without --shard for the report", file=sys.stderr)
             return 0
@@ -113,6 +119,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
     Raises:
         InputError: options that contradict each other or cannot be read.
     """
+    Protocol(tuple(_floats("--alpha", args.alpha)), frame=_frame(args.frame))  # refused now, not after the matching
+    if args.jobs < 1:
+        raise InputError(must_be("--jobs", "at least 1", args.jobs))
+    if args.jobs > 1 and args.shard:
+        raise InputError(must_be("--jobs", "1 together with --shard", args.jobs))
     return Plan(tuple(_sources(args)), tuple(_runs(args)))
 
 
@@ -136,11 +147,11 @@ def _sources(args: argparse.Namespace) -> list[Source]:
     if bool(args.suite) == bool(args.data):
         raise InputError(must_be("--data or --suite", "given, one of them", "both" if args.suite else "neither"))
     options = key_values(args.data_option, "--data-option")
-    asked = _floats("--shrink", args.shrink) if args.shrink else None
+    asked = None if args.shrink is None else _floats("--shrink", args.shrink)
     if args.data:
         root = str(args.root or "")
         return [Source(args.data, root, f, args.seed, args.limit, options) for f in asked or [1.0]]
-    limit = args.limit or SUITE_LIMIT
+    limit = SUITE_LIMIT if args.limit is None else args.limit
     sources = []
     for folder in sorted(path.parent for path in Path(args.suite).glob("*/annotations.json")):
         willow = (folder / "PF-dataset-WILLOW").is_dir()
@@ -154,8 +165,15 @@ def _sources(args: argparse.Namespace) -> list[Source]:
 
 def _runs(args: argparse.Namespace) -> list[Run]:
     matchers = args.matcher or ["hog"]
-    sizes: list[int | None] = [int(size) for size in _floats("--size", args.size)] if args.size else [None]
+    sizes: list[int | None] = [None]
+    if args.size is not None:
+        asked_sizes = _floats("--size", args.size)
+        if not all(size >= 1 and size.is_integer() for size in asked_sizes):
+            raise InputError(must_be("--size", "whole pixels, at least 1", repr(args.size)))
+        sizes = [int(size) for size in asked_sizes]
     modes = [mode.strip() for mode in args.localizer.split(",") if mode.strip()]
+    if not modes:
+        raise InputError(must_be("--localizer", f"names such as {LOCALIZERS}", repr(args.localizer)))
     config = key_values(args.settings, "--set") | ({"budget": args.budget} if args.budget else {})
     asked = key_values(args.option)
     for key in asked:
@@ -231,8 +249,9 @@ def _portable(report: dict[str, Any]) -> dict[str, Any]:
     return {**portable, "machine": f"{os.cpu_count()} processor cores, torch {version('torch')}"}
 
 
-def _progress() -> Callable[[int, int, str], None]:
-    """A tqdm bar when it is installed, else a line every ten seconds."""
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A tqdm bar from the first pair on when it is installed, else a line every ten seconds."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -243,24 +262,28 @@ def _progress() -> Callable[[int, int, str], None]:
                 last[0] = time.monotonic()
                 print(f"{done}/{total} {label}", file=sys.stderr)
 
-        return line
-    bar = tqdm(unit="pair", dynamic_ncols=True)
+        yield line
+        return
+    with ExitStack() as stack:  # whatever ends the run, what is said next stands on a line of its own
+        bar: Any = None
 
-    def draw(done: int, total: int, label: str) -> None:
-        bar.total = total
-        bar.set_description(label, refresh=False)
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
+        def draw(done: int, total: int, label: str) -> None:
+            nonlocal bar
+            bar = bar or stack.enter_context(tqdm(unit="pair", dynamic_ncols=True, total=total))
+            bar.set_description(label, refresh=False)
+            bar.update(done - bar.n)
 
-    return draw
+        yield draw
 
 
 def _floats(option: str, text: str) -> list[float]:
     try:
-        return [float(word) for word in str(text).split(",") if word.strip()]
-    except ValueError as error:
-        raise InputError(must_be(option, "numbers with commas between", repr(text))) from error
+        found = [float(word) for word in str(text).split(",") if word.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise InputError(must_be(option, "numbers with commas between", repr(text)))
+    return found
 
 
 def _frame(text: str) -> Frame:

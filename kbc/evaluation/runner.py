@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from kbc.data import Dataset, PairRecord, open_dataset, shrink
-from kbc.errors import InputError, KBCError, must_be
+from kbc.errors import DataError, InputError, KBCError, must_be
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
-from kbc.files import write_json
+from kbc.files import output_folder, write_json
 from kbc.matcher import Matcher, run_matcher
 from kbc.types import Match, Pair
 
@@ -117,19 +117,38 @@ class Plan:
         """JSON-ready."""
         return json.loads(json.dumps(asdict(self), default=str))  # type: ignore[no-any-return]
 
-    def claim(self, folder: Path) -> None:
-        """Write the plan into the folder, or check that the one there is the same.
+    def check(self) -> None:
+        """Build every matcher and every configuration once, so that a wrong option ends the run before its first match.
 
         Raises:
-            InputError: the folder holds the results of another plan.
+            KBCError: what building them raises.
         """
-        path = folder / "plan.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            held = json.loads(path.read_text(encoding="utf-8"))
+        from kbc.config import make_config
+
+        for run in self.runs:
+            if run.mode != OFF:
+                make_config(None, {**run.config, "localizer": run.mode})
+        for bare in {repr(run): run for run in (replace(run, mode=OFF, config={}) for run in self.runs)}.values():
+            bare.build()
+
+    def claim(self, folder: Path) -> None:
+        """Write the plan into the folder, or check that the one whose results are there is the same.
+
+        Raises:
+            InputError: the folder holds the results of another plan, or cannot be written to.
+            DataError: what stands there as the plan cannot be read.
+        """
+        path = output_folder(folder, "out") / "plan.json"
+        if path.is_file() and _written(folder):
+            hint = "choose another --out, or remove the folder"
+            try:
+                held = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                raise DataError(
+                    f"{path} must be the plan of the results beside it, received {error}; {hint}"
+                ) from error
             if held != self.to_dict():
                 wrong = [key for key in ("sources", "runs") if held.get(key) != self.to_dict()[key]]
-                hint = "choose another --out, or remove the folder"
                 raise InputError(
                     must_be("out", "empty or of the same plan", f"other {', '.join(wrong)} in {path}", hint)
                 )

@@ -54,6 +54,14 @@ def test_what_is_wrong_is_said_and_counted(tmp_path: Path, capsys: pytest.Captur
 def test_an_unknown_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--kind"):
         call("check", str(tmp_path))
+    with pytest.raises(DataError, match="`DIR` must be an existing folder"):
+        call("check", str(tmp_path / "absent"))
+
+
+def test_a_data_set_without_a_pair_is_not_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "annotations.json").write_text('{"images": [], "annotations": [], "categories": []}', encoding="utf-8")
+    assert call("check", str(tmp_path)) == 1
+    assert "holds no pair\n1 problem\n" in capsys.readouterr().out
 
 
 def test_sources_names_origin_and_terms_of_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,6 +176,14 @@ def test_a_suite_holds_every_set_and_willow_shrunk(root: Path) -> None:
         ("--data coco --option chm.size=3", "--option"),
         ("--data coco --matcher hog --matcher hog", "once each"),
         ("--suite /nowhere", "--suite"),
+        ("--data coco --size 200.5", "`--size` must be whole pixels"),
+        ("--data coco --size 0", "`--size` must be whole pixels"),
+        ("--data coco --localizer ,", "`--localizer` must be names"),
+        ("--data coco --alpha -1", "`alphas` must be positive"),
+        ("--data coco --alpha ,", "`--alpha` must be numbers"),
+        ("--data coco --frame 3", "`--frame` must be original or HxW"),
+        ("--data coco --jobs 0", "`--jobs` must be at least 1"),
+        ("--data coco --jobs 2 --shard 1/2", "`--jobs` must be 1 together with --shard"),
     ],
 )
 def test_contradictions_are_refused(words: str, said: str) -> None:
@@ -226,3 +234,29 @@ def test_a_run_in_which_everything_fails_says_so(root: Path, tmp_path: Path, stu
     words = ["--data", "coco", "--root", str(root), "--kbc", "off", "--out", str(tmp_path / "o"), "--quiet"]
     assert command.run(arguments(*words, "--figures", "none")) == 1
     assert "Failed pairs (12)" in (tmp_path / "o" / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--matcher hogg", "did you mean 'hog'"),
+        ("--matcher resnet18", "`weights` must be given to 'resnet18'"),
+        ("--option sise=3", "did you mean 'size'"),
+        ("--localizer fast", "`localizer` must be 'predicted'"),
+        ("--set margn=3", "did you mean 'margin'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_written(
+    root: Path, tmp_path: Path, words: str, said: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=said):
+        command.run(arguments("--data", "coco", "--root", str(root), "--out", str(out), "--quiet", *words.split()))
+    assert not out.exists()
+
+
+def test_a_data_set_without_a_pair_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "annotations.json").write_text('{"images": [], "annotations": [], "categories": []}', encoding="utf-8")
+    with pytest.raises(InputError, match="`data` must be at least one usable pair, received none; `kbc data check"):
+        command.run(arguments("--data", "coco", "--root", str(tmp_path), "--out", str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

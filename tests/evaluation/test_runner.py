@@ -159,6 +159,18 @@ def test_another_plan_may_not_use_the_folder(root: Path, tmp_path: Path, stub: S
     other = Plan(made.sources, (Run("stub", options={"size": 5}),))
     with pytest.raises(InputError, match="other runs"):
         execute(other, tmp_path / "out", other.open())
+    (tmp_path / "out" / "plan.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"plan\.json must be the plan of the results beside it"):
+        made.claim(tmp_path / "out")
+    with pytest.raises(InputError, match="`out` must be a folder that can be written to"):
+        made.claim(tmp_path / "out" / "plan.json")
+
+
+def test_a_folder_without_results_is_free_for_any_plan(root: Path, tmp_path: Path) -> None:
+    made = plan(root)
+    Plan(made.sources, (Run("stub", options={"size": 5}),)).claim(tmp_path)
+    made.claim(tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == made.to_dict()
 
 
 def test_strict_stops_before_the_first_match(root: Path, tmp_path: Path, stub: Stub) -> None:
