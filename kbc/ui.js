@@ -81,7 +81,7 @@
   const numbers = (id) => { const input = field(id); return input ? (input.value.match(/[-+]?\d*\.?\d+/g) || []).map(Number) : []; };
   let drawn = "";
 
-  // A magnifier beside the pointer: the image at ZOOM screen pixels per image pixel, under a cross.
+  // A magnifier in the corner away from the pointer: ZOOM screen pixels per image pixel, a cross at the pointer.
   const ZOOM = 4, SIDE = 168;
   const lens = document.createElement("div");
   lens.style.cssText = `position:fixed;width:${SIDE}px;height:${SIDE}px;border:2px solid white;outline:1px solid black;border-radius:6px;pointer-events:none;z-index:50;display:none;background-repeat:no-repeat;background-color:#888;image-rendering:pixelated`;
@@ -93,9 +93,9 @@
     lens.style.display = p ? "block" : "none";
     if (!p) return;
     if (!lens.isConnected) document.body.append(lens);
-    const aside = event.clientX + SIDE + 40 > innerWidth ? -SIDE - 24 : 24;
+    const right = at.x + at.img.naturalWidth * at.sx, isLeft = event.clientX < (at.x + right) / 2;
     Object.assign(lens.style, {
-      left: `${event.clientX + aside}px`, top: `${Math.max(event.clientY - SIDE - 24, 4)}px`,
+      left: `${isLeft ? right - SIDE - 8 : at.x + 4}px`, top: `${at.y + 4}px`,
       backgroundImage: `url("${at.img.src}")`,
       backgroundSize: `${at.img.naturalWidth * ZOOM}px ${at.img.naturalHeight * ZOOM}px`,
       backgroundPosition: `${SIDE / 2 - p.x * ZOOM}px ${SIDE / 2 - p.y * ZOOM}px`,

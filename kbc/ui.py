@@ -116,7 +116,7 @@ def build(server: Server) -> Any:
             clear = gr.Button("Clear", elem_id="kbc-clear", size="sm", min_width=90)
             example = gr.Button("Draw an example", elem_id="kbc-example", size="sm", min_width=140)
         with gr.Row():
-            points = gr.Textbox(label="points in the source, x,y x,y …", elem_id="kbc-points", scale=3, max_lines=2,
+            points = gr.Textbox(label="points in the source, x,y x,y …", elem_id="kbc-points", scale=3, max_lines=3,
                                 placeholder="click on the source, or type")  # fmt: skip
             box = gr.Textbox(label="target box, x0,y0,x1,y1", elem_id="kbc-box", scale=2, placeholder="none: KBC looks")
         with gr.Row(equal_height=True):
