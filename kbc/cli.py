@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = overview().parse_args(given[:1]).command
         module = COMMANDS[name].load()
         args = command_parser(name, module).parse_args(given[1:])
+        args.words = given  # as it was asked, for reports that name their command
         code = module.run(args)
         sys.stdout.flush()
         return code

@@ -26,7 +26,6 @@ def test_outputs_are_there_small_and_without_errors(path: Path) -> None:
     assert not [output for output in outputs if output["output_type"] == "error"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path) -> None:
     pytest.importorskip("nbmake", reason="nbmake is not installed")

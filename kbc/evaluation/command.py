@@ -203,7 +203,9 @@ def _report(args: argparse.Namespace, plan: Plan, folder: Path, outcomes: list[O
         dataset.name: protocol_for(args, source, dataset)
         for source, dataset in zip(plan.sources, datasets, strict=True)
     }
-    report = _portable(build(plan, datasets, outcomes, protocols, shlex.join(["kbc", *sys.argv[1:]])))
+    report = _portable(
+        build(plan, datasets, outcomes, protocols, shlex.join(["kbc", *getattr(args, "words", sys.argv[1:])]))
+    )
     write_json(report, folder / "report.json")
     with written_whole(folder / "report.md") as file:
         file.write(render(report).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -335,13 +336,23 @@ def execute_jobs(
     total = sum(len(dataset) for dataset in plan.open()) * len(plan.runs) - before
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a forked child of a process that used torch may hang
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts) as pool:
         futures = [pool.submit(_job, plan, folder, (i, jobs), threads, strict) for i in range(jobs)]
-        while wait(futures, timeout=1.0).not_done:
-            if progress:
-                progress(_written(folder) - before, total, f"{jobs} processes")
+        try:
+            while wait(futures, timeout=1.0).not_done:
+                if progress:
+                    progress(_written(folder) - before, total, f"{jobs} processes")
+        except BaseException:  # Ctrl-C does not wait for the shards to end; what they wrote are whole lines
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            raise
         for future in futures:
             future.result()
+
+
+def _leave_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent answers for all
 
 
 def _job(plan: Plan, folder: Path, shard: tuple[int, int], threads: int, strict: bool) -> None:
