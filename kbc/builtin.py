@@ -71,7 +71,7 @@ def resnet18(
     votes: bool = False,
     device: str | torch.device = "cpu",
 ) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-18; see `hypercolumns`."""
+    """Hypercolumns of an ImageNet ResNet-18, nearest neighbour; `weights` is a file in torchvision's form."""
     return hypercolumns("resnet18", weights=weights, layers=layers, size=size, votes=votes, device=device)
 
 
@@ -83,7 +83,7 @@ def resnet50(
     votes: bool = False,
     device: str | torch.device = "cpu",
 ) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-50; see `hypercolumns`."""
+    """Hypercolumns of an ImageNet ResNet-50, nearest neighbour; `weights` is a file in torchvision's form."""
     return hypercolumns("resnet50", weights=weights, layers=layers, size=size, votes=votes, device=device)
 
 
@@ -95,7 +95,7 @@ def resnet101(
     votes: bool = False,
     device: str | torch.device = "cpu",
 ) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-101; see `hypercolumns`."""
+    """Hypercolumns of an ImageNet ResNet-101, nearest neighbour; `weights` is a file in torchvision's form."""
     return hypercolumns("resnet101", weights=weights, layers=layers, size=size, votes=votes, device=device)
 
 

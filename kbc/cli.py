@@ -73,7 +73,11 @@ COMMANDS = {
     "eval": Command(
         "kbc.evaluation.command",
         "measure a matcher with and without KBC on a data set",
-        ("kbc eval --data pfwillow --root data/pf-willow --matcher hog --limit 100",),
+        (
+            "kbc eval --data pfwillow --root data/pf-willow --matcher hog --limit 100",
+            "kbc eval --data coco --root mine --matcher resnet18 --option weights=resnet18.pth --strict --out runs/a",
+            "kbc eval --suite data --matcher hog --localizer best --budget balanced",
+        ),
     ),
     "data": Command(
         "kbc.data.command",

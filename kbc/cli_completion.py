@@ -48,10 +48,17 @@ def _walk(parser: argparse.ArgumentParser, path: str, found: dict[str, Words]) -
         elif action.option_strings:
             for option in action.option_strings:
                 takes_value = action.nargs != 0
-                words.options[option] = [str(c) for c in action.choices or []] if takes_value else None
+                words.options[option] = _values(action) if takes_value else None
                 words.help[option] = (action.help or "").replace("%%", "%")
-        elif action.choices:
-            words.positional += [str(choice) for choice in action.choices]
+        else:
+            words.positional += _values(action)
+
+
+def _values(action: argparse.Action) -> list[str]:
+    """What an option or a positional may be, where that is a short list; the matchers are those installed now."""
+    from kbc.registry import available_matchers
+
+    return available_matchers() if action.metavar == "NAME" else [str(choice) for choice in action.choices or []]
 
 
 def bash(commands: dict[str, Words]) -> str:

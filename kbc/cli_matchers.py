@@ -15,7 +15,7 @@ HELP = "List the matchers, what each needs, and its options (`--option KEY=VALUE
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc matchers`."""
-    parser.add_argument("name", nargs="*", help="only these")
+    parser.add_argument("name", nargs="*", metavar="NAME", help="only these")
     parser.add_argument("--json", metavar="FILE", help="write the list as JSON; - for standard output")
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def about(point: EntryPoint) -> dict[str, Any]:
-    """Name, first line of the docstring and options of a matcher; why not, when it cannot be imported here."""
+    """Name, first paragraph of the docstring and options of a matcher; why not, when it cannot be imported here."""
     try:
         builder = point.load()
     except Exception as error:  # a third party's module may raise anything, and the others must still be listed
@@ -50,5 +50,5 @@ def about(point: EntryPoint) -> dict[str, Any]:
         for key, p in inspect.signature(builder).parameters.items()
         if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
-    first = (inspect.getdoc(builder) or "no description").splitlines()[0]
+    first = " ".join((inspect.getdoc(builder) or "no description").split("\n\n")[0].split())
     return {"name": point.name, "about": first, "options": options}

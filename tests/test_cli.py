@@ -374,6 +374,8 @@ def test_match_names_a_file_that_is_not_there(photos: dict[str, str], capsys: py
         (["kbc", "match", "--targ"], {"--target-box"}),
         (["kbc", "match", "--budget", ""], {"fast", "balanced", "thorough"}),
         (["kbc", "completion", "f"], {"fish"}),
+        (["kbc", "match", "--matcher", "ho"], {"hog"}),
+        (["kbc", "matchers", "ho"], {"hog"}),
     ],
 )
 def test_bash_completes(line: list[str], expected: set[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,8 @@ Your own data: COCO keypoints JSON as annotations.json, and if you like pairs.js
 def configure(parser: argparse.ArgumentParser) -> None:
     """The options of `kbc data`."""
     actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help="open everything and say what is wrong")
+    epilog = "example: kbc data check data/pf-willow --kind pfwillow"
+    check = actions.add_parser("check", help="open everything and say what is wrong", epilog=epilog)
     check.add_argument("folder", metavar="DIR")
     check.add_argument("--kind", choices=[kind for kind in KINDS if kind != "scenes"], help="default: by the layout")
     actions.add_parser("sources", help="where the official data sets come from, and their terms")
