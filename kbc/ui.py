@@ -80,10 +80,8 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="kbc-ui-") as folder:
         page = build(Server(Path(folder), args.matcher, options))
         _, url, _ = page.launch(
-            server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, share=False, quiet=True,
-            head=f"<script>{script()}</script>", css=STYLE, theme=_theme(), footer_links=[], ssr_mode=False,
-            prevent_thread_lock=True,
-        )  # fmt: skip
+            server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, **launch_options()
+        )
         print(f"kbc ui: {url} ; Ctrl-C ends it", file=sys.stderr)
         page.block_thread()
     return 0
@@ -229,6 +227,14 @@ def draw_example(server: Server, number: int) -> tuple[str, str, str]:
 def script() -> str:
     """The page's script: clicks and drags on the images become text in the fields, and markers over the images."""
     return (files("kbc") / "ui.js").read_text(encoding="utf-8")
+
+
+def launch_options() -> dict[str, Any]:
+    """What `gradio.Blocks.launch` is told besides the address: the page's script and looks, nothing public."""
+    return {
+        "head": f"<script>{script()}</script>", "css": STYLE, "theme": _theme(), "footer_links": [],
+        "share": False, "quiet": True, "ssr_mode": False, "prevent_thread_lock": True,
+    }  # fmt: skip
 
 
 STYLE = "#kbc-source img, #kbc-target img { cursor: crosshair; user-select: none; -webkit-user-drag: none; }"

@@ -19,7 +19,7 @@ from kbc import cli
 from kbc.cli_options import parse_points
 from kbc.data.scenes import ScenePair, scene_pair
 from kbc.errors import InputError, MissingDependencyError
-from kbc.ui import COLUMNS, STYLE, Server, answer, build, draw_example, script
+from kbc.ui import COLUMNS, Server, answer, build, draw_example, launch_options
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -107,14 +107,7 @@ def test_without_gradio_the_line_to_run_is_given(
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("gradio", reason="gradio is an extra")
     page = build(Server(tmp_path_factory.mktemp("ui")))
-    _, url, _ = page.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        head=f"<script>{script()}</script>",
-        css=STYLE,
-        ssr_mode=False,
-    )
+    _, url, _ = page.launch(**launch_options())
     yield url
     page.close()
 
