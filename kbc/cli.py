@@ -55,7 +55,7 @@ COMMANDS = {
     "demo": Command(
         "kbc.demo",
         "match procedural small-object scenes with and without KBC; no download",
-        ("kbc demo", "kbc demo --pairs 40 --matcher hog --out /tmp/demo", "kbc demo --json - --quiet"),
+        ("kbc demo", "kbc demo --pairs 40 --matcher hog --out demo", "kbc demo --json - --quiet"),
     ),
     "match": Command(
         "kbc.cli_match",

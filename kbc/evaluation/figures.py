@@ -32,9 +32,10 @@ def bars(report: Mapping[str, Any], path: Path) -> Path:
 
     matchers, datasets = report["matchers"], report["datasets"]
     width = max(7.0, 1.1 * max(len(datasets), 2 * len(matchers)))
-    figure, axes = viz.new_axes(1 + len(matchers), 1, size=(width, 2.6))
+    panels = [None, *matchers] if len(datasets) > 1 else [None]
+    figure, axes = viz.new_axes(len(panels), 1, size=(width, 2.6))
     labels = _labels(report["runs"])
-    for ax, names in zip(axes, [None, *matchers], strict=True):
+    for ax, names in zip(axes, panels, strict=True):
         groups = matchers if names is None else [dataset["name"] for dataset in datasets]
         for place, label in enumerate(labels):
             heights = []
@@ -49,7 +50,8 @@ def bars(report: Mapping[str, Any], path: Path) -> Path:
             ax.bar(at, heights, step, label=label, color=ink, hatch=hatch, edgecolor="white", linewidth=0.5)
         ax.set_xticks(np.arange(len(groups)), groups, fontsize=8, rotation=0 if names is None else 15)
         ax.set_ylabel("PCK@0.1, %", fontsize=8)
-        ax.set_title("mean over the data sets" if names is None else str(names), fontsize=9)
+        whole = "mean over the data sets" if len(datasets) > 1 else datasets[0]["name"]
+        ax.set_title(str(names or whole), fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, ncols=min(len(labels), 3), frameon=False, loc="upper left", bbox_to_anchor=(0, -0.12))
     return viz.save(figure, path)
@@ -94,11 +96,13 @@ def matches(
     gains = sorted((after[pair] - before[pair], pair) for pair in before if pair in after)
     if not gains:
         return None
-    picked = list(dict.fromkeys(gains[round(share * (len(gains) - 1))][1] for share in (0.9, 0.5, 0.1)))
+    picked = dict(gains[round(share * (len(gains) - 1))][::-1] for share in (0.9, 0.5, 0.1))
     records = {record.id: record for record in dataset.records}
     by_pair = [{outcome.pair: outcome for outcome in outcomes} for outcomes in (plain, other)]
     figure, rows = viz.comparison_axes(2, len(picked))
-    for row, pair_id in zip(rows, picked, strict=True):
+    figure.suptitle("pairs at the 90, 50 and 10 % points of the gain; dashed: KBC's windows, dotted: annotated boxes",
+                    fontsize=10)  # fmt: skip
+    for row, (pair_id, gain) in zip(rows, picked.items(), strict=True):
         first, second = (known[pair_id] for known in by_pair)
         try:
             pair = dataset.load(records[pair_id], "both")
@@ -108,6 +112,7 @@ def matches(
         tolerance = headline(protocol) * reference_length(protocol, truth, first.size_hw, first.target_box)
         answers = {"KBC off": _match(first), "with KBC": _match(second)}
         viz.draw_comparison(pair, answers, truth=truth, tolerance=tolerance, row=row)
+        row[0].set_title(f"{pair_id}: {100 * gain:+.0f} points", fontsize=9)
     return viz.save(figure, path)
 
 
