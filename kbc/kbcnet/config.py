@@ -30,6 +30,8 @@ class ModelConfig(BaseModel):
         position_sigma: width of the position prior given to the decoder as one more channel, in image sides; None
             leaves it out.
         votes: reach and tolerance in image sides of each channel of votes given to the decoder (see `kbc.voting`).
+        vote_pool: votes are counted on a grid this many times coarser: they are smooth, and on a fine grid they would
+            cost more than all the rest.
         vote_weight: initial weight of all votes together, in units of the cosine (learned).
         temperature: initial softmax temperature of the similarity (learned).
         reach: cells on each side of the peak that take part in the soft-argmax.
@@ -50,6 +52,7 @@ class ModelConfig(BaseModel):
     kernel: Literal[3, 5, 7] = 3
     position_sigma: Annotated[float, Field(gt=0)] | None = 0.2
     votes: tuple[tuple[_Positive, _Positive], ...] = ((0.12, 0.09), (0.2, 0.09))
+    vote_pool: Annotated[int, Field(ge=1)] = 1
     vote_weight: Annotated[float, Field(ge=0)] = 0.5
     temperature: Annotated[float, Field(gt=0)] = 0.05
     reach: Annotated[int, Field(ge=1)] = 2

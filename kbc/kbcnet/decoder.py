@@ -8,8 +8,11 @@ is computed on the input, where all of the correlation is at hand anyway. The ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kbc.kbcnet.config import ModelConfig
 from kbc.ops import CenterPivotStack
@@ -30,7 +33,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, levels: int) -> None:
         super().__init__()
         self.position_sigma = config.position_sigma
-        self.votes = config.votes
+        self.votes, self.vote_pool = config.votes, config.vote_pool
         inputs = levels + 1 + (config.position_sigma is not None) + len(config.votes)
         self.stack = CenterPivotStack([inputs, *config.decoder, 1], kernel_size=config.kernel)
         last = self.stack.layers[-1]
@@ -49,7 +52,8 @@ class Decoder(nn.Module):
         Returns:
             (B, L, Ha, Wa, Hb, Wb) in the channels-last memory order. Mutual agreement is the first level's. Nearness is
             exp(−d²/2σ²), d the distance of the two cells in their frames, in sides: crops centred on the same
-            thing have it at about the same place. Votes are mutual agreement's, see `kbc.voting`.
+            thing have it at about the same place. Votes are mutual agreement's, see `kbc.voting` and
+            `ModelConfig.vote_pool`.
         """
         first = levels[0]
         mutual = mutual_agreement(first, temperature)
@@ -57,7 +61,10 @@ class Decoder(nn.Module):
         if self.position_sigma is not None:
             ha, wa, hb, wb = first.shape[1:]
             found.append(nearness((ha, wa), (hb, wb), self.position_sigma).to(first).expand_as(first))
-        found += [votes(mutual, reach, tolerance) for reach, tolerance in self.votes]
+        if self.votes:
+            voters = pooled(mutual.detach(), self.vote_pool)
+            voted = (votes(voters, reach, tolerance) for reach, tolerance in self.votes)
+            found += [unpooled(values, self.vote_pool, first.shape) for values in voted]
         return torch.stack(found, dim=-1).movedim(-1, 1)
 
     def forward(self, channels: Tensor) -> Tensor:
@@ -77,6 +84,28 @@ class Decoder(nn.Module):
         """What the votes, which are the last channels, add: (B, Ha, Wa, Hb, Wb)."""
         voted = channels[:, channels.shape[1] - len(self.votes) :].float()
         return torch.einsum("v,bvijkl->bijkl", _VOTE_UNIT * self.vote_weights, voted)
+
+
+def pooled(values: Tensor, factor: int) -> Tensor:
+    """Sums of (B, Ha, Wa, Hb, Wb) over blocks of `factor` cells along each axis; the last blocks may be cut short."""
+    if factor == 1:
+        return values
+    for _ in range(2):  # the b-grid as images, then the a-grid
+        batch, height, width, *_ = values.shape
+        small = functional.avg_pool2d(values.flatten(1, 2), factor, ceil_mode=True, divisor_override=1)
+        values = small.view(batch, height, width, *small.shape[2:]).permute(0, 3, 4, 1, 2)
+    return values
+
+
+def unpooled(values: Tensor, factor: int, size: Sequence[int]) -> Tensor:
+    """Back from `pooled` to `size` (B, Ha, Wa, Hb, Wb), linear between the centres of the blocks."""
+    if factor == 1:
+        return values
+    for full in (size[3:], size[1:3]):
+        batch, height, width, *_ = values.shape
+        large = functional.interpolate(values.flatten(1, 2), scale_factor=factor, mode="bilinear", align_corners=False)
+        values = large.view(batch, height, width, *large.shape[2:])[..., : full[0], : full[1]].permute(0, 3, 4, 1, 2)
+    return values
 
 
 def nearness(grid_a: tuple[int, int], grid_b: tuple[int, int], sigma: float) -> Tensor:

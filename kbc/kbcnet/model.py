@@ -216,8 +216,9 @@ def correlation_bytes(network: Network, size_hw: tuple[int, int]) -> int:
     stride = int(network.grid.stride)
     cells = -(-size_hw[0] // stride) * -(-size_hw[1] // stride)
     channels = network.parts + 3 + len(network.config.votes)
-    displaced = 8 if network.config.votes else 0  # votes are counted by displacement, four times as many, twice at once
-    return 4 * cells**2 * (channels + displaced)
+    # votes are counted by displacement, four times as many, twice at once, on a grid of their own
+    displaced = 8 / network.config.vote_pool**4 if network.config.votes else 0
+    return int(4 * cells**2 * (channels + displaced))
 
 
 def load(

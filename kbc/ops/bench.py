@@ -85,7 +85,7 @@ def bench_conv4d(*, quick: bool = False) -> list[GoalRow]:
             "cached-feature evaluation over a pair list",
             8,
             15,
-            note="not measured here: needs a matcher and pairs",
+            note="not measured here but by tests/evaluation/test_speed.py (slow): examples/results/cache.md",
         )
     )
     return [replace(row, note=f"quick, no result; {row.note}") if quick else row for row in rows]

@@ -13,7 +13,7 @@ from kbc.features import Grid
 from kbc.kbcnet.backbone import Backbone, align, oriented_edges
 from kbc.kbcnet.checkpoint import empty_network
 from kbc.kbcnet.csfa import CSFA, _position_code
-from kbc.kbcnet.decoder import nearness
+from kbc.kbcnet.decoder import nearness, pooled, unpooled
 from kbc.kbcnet.network import Network, corners, rows_at
 
 
@@ -119,7 +119,16 @@ def test_an_image_matches_itself(network: Network) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"kernel": 5}, {"decoder": (4, 4)}, {"position_sigma": None}, {"votes": ()}, {"decoder": ()}]
+    "changes",
+    [
+        {},
+        {"kernel": 5},
+        {"decoder": (4, 4)},
+        {"position_sigma": None},
+        {"votes": ()},
+        {"vote_pool": 3},
+        {"decoder": ()},
+    ],
 )
 def test_queried_rows_equal_the_whole_evaluation(changes: dict[str, Any]) -> None:
     network = shaken(empty_network(small_config(**changes)))
@@ -146,6 +155,31 @@ def test_nearness_peaks_at_the_same_place_whatever_the_grids() -> None:
     row = values[1, 2]  # centre at (1.5/4, 2.5/6): between cells 2 and 3, 4 and 5 of the other grid
     assert torch.allclose(row[2:4, 4:6], row[2, 4].expand(2, 2))
     assert row.max() == row[2, 4]
+
+
+def test_pooling_keeps_the_sum_and_the_place() -> None:
+    values = torch.rand(2, 5, 4, 7, 6, generator=torch.Generator().manual_seed(0))
+    small = pooled(values, 2)
+    assert small.shape == (2, 3, 2, 4, 3)
+    assert torch.allclose(small.sum((1, 2, 3, 4)), values.sum((1, 2, 3, 4)))
+    assert torch.allclose(small[:, 1, 0, 2, 1], values[:, 2:4, :2, 4:6, 2:4].sum((1, 2, 3, 4)))
+    axes = torch.meshgrid(*(torch.arange(float(n)) for n in (6, 4, 8, 6)), indexing="ij")
+    place = axes[0] + 2 * axes[1] - axes[2] + 3 * axes[3]  # grows evenly, so between the blocks it comes back
+    back = unpooled(pooled(place[None], 2) / 16, 2, (1, 6, 4, 8, 6))[0]
+    inner = (slice(1, -1),) * 4
+    assert torch.allclose(back[inner], place[inner], atol=1e-5)
+    assert unpooled(small, 2, values.shape).shape == values.shape
+    assert pooled(values, 1) is values
+    assert unpooled(values, 1, values.shape) is values
+
+
+def test_pooled_votes_are_about_the_votes() -> None:
+    network = empty_network(small_config(input_size=128))
+    pools = network.eval(), empty_network(small_config(input_size=128, vote_pool=2)).eval()
+    with torch.no_grad():
+        sides = [images(size=(128, 128)), images(size=(128, 128)).roll(8, -1)]
+        found = [net.compare(*(net.describe(side) for side in sides))[1][:, -1] for net in pools]
+    assert torch.corrcoef(torch.stack([votes.flatten() for votes in found]))[0, 1] > 0.9  # measured 0.94
 
 
 def test_source_and_target_may_differ_in_size(network: Network) -> None:
