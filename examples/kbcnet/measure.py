@@ -5,6 +5,8 @@
         --option weights=runs/kbcnet-resnet18/kbcnet-resnet18.safetensors --option backbone_weights=resnet18.pth
     python examples/kbcnet/measure.py --on pf-willow --data $KBC_DATA/data \
         --matcher resnet18 --option weights=resnet18.pth
+    python examples/kbcnet/measure.py --on pf-willow --data $KBC_DATA/data --untrained kbcnet-resnet18 \
+        --option backbone_weights=resnet18.pth --set model.csfa=false --set 'model.decoder=[]'
 
 The interval holds 95 % of 2000 draws of the images, not of the pairs, which share images: a pair counts as often as the
 product of how often each of its images was drawn (Owen, The pigeonhole bootstrap, 2007).
@@ -15,7 +17,6 @@ The photographs are those that the split of the training recipes holds back; PF-
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,11 @@ from kbc.data.coco import open_coco
 from kbc.data.scenes import scene_pair
 from kbc.evaluation.pck import Protocol, correct
 from kbc.geometry import Points
+from kbc.kbcnet.backbone import resnet_weights
+from kbc.kbcnet.checkpoint import empty_network, put_backbone
+from kbc.kbcnet.command import change
+from kbc.kbcnet.model import KBCNet
+from kbc.kbcnet.recipe import read_recipe
 from kbc.kbcnet.samples import read_split
 
 Labelled = tuple[kbc.Pair, Points, set[str]]
@@ -84,6 +90,15 @@ def interval(counts: list[tuple[int, int]], images: list[set[str]]) -> tuple[flo
     return float(low), float(high)
 
 
+def untrained(recipe: str, changes: dict[str, Any], backbone_weights: str) -> KBCNet:
+    """A recipe's network as training starts it. Without CSFA and decoder: nearest neighbour on the recipe's grid."""
+    config = read_recipe(recipe, changes).model
+    state, learned_coarse = resnet_weights(config, backbone_weights)
+    network = empty_network(config, learned_coarse=learned_coarse)
+    put_backbone(network, state)
+    return KBCNet(network, name=f"untrained {recipe}")
+
+
 def main() -> None:
     """Print one table row per set and way of matching."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,13 +107,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100, help="pairs per set at most (default 100)")
     parser.add_argument("--matcher", default="kbcnet")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the matcher")
+    parser.add_argument("--untrained", metavar="RECIPE", help="a KBCNet as its training starts, instead of --matcher")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe's field")
     parser.add_argument("--budget", default="balanced", help="of KBC (default balanced)")
     parser.add_argument("--plain", action="store_true", help="without KBC only")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    options = {key: _value(value) for key, _, value in (text.partition("=") for text in args.option)}
-    matcher = kbc.load_matcher(args.matcher, **options)
+    options, changes = (dict(change(text) for text in texts) for texts in (args.option, args.set))
+    matcher: Any
+    if args.untrained:
+        matcher = untrained(args.untrained, changes, **options)
+    else:
+        matcher = kbc.load_matcher(args.matcher, **options)
     ways: list[tuple[str, Any, bool]] = [("no KBC", matcher, False)]
     if not args.plain:
         ways.append((f"KBC, {args.budget}", kbc.wrap(matcher, budget=args.budget), False))
@@ -112,13 +133,6 @@ def main() -> None:
             low, high = interval(counts, [images for *_, images in labelled])
             row = f"| {name} | {len(labelled)} | {points} | {way} | {100 * right / points:.1f} | {low:.0f} – {high:.0f}"
             print(f"{row} | {seconds:.2f} |", flush=True)
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":
