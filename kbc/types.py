@@ -120,7 +120,7 @@ class MatchResult(Match):
     Attributes:
         coarse: (N, 2) what the matcher said on the whole images.
         kept: N strings: "fine", "whole" (chosen jointly without cropping), or "coarse: …" and why.
-        source_window, target_window: what the last accepted fine pass saw, or None when there was none.
+        source_window, target_window: what the accepted fine pass saw, the source perhaps mirrored; None without one.
         given: which boxes came from the user: subset of {"source", "target"}. With "target" the answer used knowledge
             that a figure must name.
         localizer: the strategy that found the target window.

@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     if args.port is not None and not 1 <= args.port <= 65535:
         raise InputError(must_be("--port", "between 1 and 65535", args.port))
     options = key_values(args.option)
-    _require_gradio()
     load_matcher(args.matcher, **options)  # what is wrong with it is said here, not on the page
+    _require_gradio()
     with tempfile.TemporaryDirectory(prefix="kbc-ui-") as folder:
         page = build(Server(Path(folder), args.matcher, options))
         _, url, _ = page.launch(

@@ -28,17 +28,19 @@ SWEEPS: dict[str, list[Any]] = {
     "max_enlargement": [1.0, 2.0, 4.0, 8.0, 16.0],
     "small_below": [0.25, 0.35, 0.5, 0.7, 1.0],
     "passes": [1, 2, 3],
+    "mirror": [False, True],
     "accept_margin": [-10.0, 0.0, 0.75, 1.5],
 }
-GUESSED = {"small_below", "passes", "accept_margin"}
-"""Fields that are measured with the target box to be found, by `best` at the default budget or (passes) balanced."""
+BALANCED = {"passes", "mirror"}
+GUESSED = {"small_below", "accept_margin"} | BALANCED
+"""Fields that are measured with the target box to be found, by `best` at the default budget or at balanced."""
 
 
 def measure(dataset: Any, matcher: Any, field: str, value: Any) -> list[dict[str, float]]:
     options: dict[str, Any] = {field: value}
     if field not in GUESSED:
         options |= {"joint": False, "passes": 1, "small_below": 1.0}
-    elif field == "passes":
+    elif field in BALANCED:
         options |= {"budget": "balanced"}
     wrapped = kbc.wrap(matcher, **options)
     rows = []
