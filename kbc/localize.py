@@ -185,8 +185,7 @@ class Probe:
             request.case.cost += 0.0 if self.shares else 1.0
             request.case.calls += 1
             seen = np.where(request.target.shows(points)[:, None], points, np.nan)
-            turned = Pair(request.case.pair.target, request.case.pair.source, seen)
-            pairs.append(windowed(turned, request.target, request.source, self.config))
+            pairs.append(windowed(request.case.pair.swapped(seen), request.target, request.source, self.config))
         try:
             matches = run_matcher(self.matcher, pairs)
         except MatcherError:

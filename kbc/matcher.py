@@ -66,23 +66,27 @@ def run_matcher(matcher: Matcher, pairs: Sequence[Pair]) -> list[Match]:
         MatcherError: the matcher raised, or gave back another number of matches or points, an answer that is not
             finite for a point that is defined on neither NaN coordinate, or points more than one image size outside.
     """
+    name = matcher_name(matcher)
     size = max(int(getattr(matcher, "max_batch", None) or 1), 1)
     found: list[Match] = []
     for start in range(0, len(pairs), size):
         batch = list(pairs[start : start + size])
-        try:
-            answers = list(matcher.match(batch))
-        except KBCError:
-            raise
-        except Exception as error:
-            raise MatcherError(f"matcher {matcher_name(matcher)!r} raised {type(error).__name__}: {error}") from error
-        if len(answers) != len(batch):
-            raise MatcherError(
-                f"matcher {matcher_name(matcher)!r} must give one Match per pair, "
-                f"received {len(answers)} for {len(batch)} pairs"
-            )
-        found.extend(checked(matcher_name(matcher), pair, answer) for pair, answer in zip(batch, answers, strict=True))
+        answers = _one_per_pair(f"matcher {name!r}", "Match", matcher.match, batch)
+        found.extend(checked(name, pair, answer) for pair, answer in zip(batch, answers, strict=True))
     return found
+
+
+def _one_per_pair(who: str, kind: str, ask: Callable[..., Any], pairs: Sequence[Pair], **options: Any) -> list[Any]:
+    """The answers, or a `MatcherError` where the asking raised or gave another number of them."""
+    try:
+        answers = list(ask(pairs, **options))
+    except KBCError:
+        raise
+    except Exception as error:
+        raise MatcherError(f"{who} raised {type(error).__name__}: {error}") from error
+    if len(answers) != len(pairs):
+        raise MatcherError(f"{who} must give one {kind} per pair, received {len(answers)} for {len(pairs)} pairs")
+    return answers
 
 
 def checked(name: str, pair: Pair, answer: Match) -> Match:
@@ -119,26 +123,17 @@ def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[
         MatcherError: it raised, or gave another number of maps, maps of another form, or values that are not finite.
     """
     name = matcher_name(matcher)
-    try:
-        answers = list(matcher.similarity(pairs, **options))
-    except KBCError:
-        raise
-    except Exception as error:
-        raise MatcherError(f"`similarity` of matcher {name!r} raised {type(error).__name__}: {error}") from error
-    if len(answers) != len(pairs):
-        raise MatcherError(
-            f"`similarity` of matcher {name!r} must give one array per pair, "
-            f"received {len(answers)} for {len(pairs)} pairs"
-        )
+    who = f"`similarity` of matcher {name!r}"
+    answers = _one_per_pair(who, "array", matcher.similarity, pairs, **options)
     found = []
     for pair, answer in zip(pairs, answers, strict=True):
         maps = _numbers(name, "similarity", answer, np.float32)
         count = len(pair.keypoints)
         if maps.ndim != 3 or len(maps) != count or 0 in maps.shape[1:]:
-            raise MatcherError(f"`similarity` of matcher {name!r} must give ({count}, h, w), received {maps.shape}")
+            raise MatcherError(f"{who} must give ({count}, h, w), received {maps.shape}")
         known = maps[defined(pair.keypoints)]
         if not np.isfinite(known).all():
-            raise MatcherError(f"`similarity` of matcher {name!r} must be finite where the keypoint is defined")
+            raise MatcherError(f"{who} must be finite where the keypoint is defined")
         found.append(known)
     return found
 
