@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kbc.registry import usable_device
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream, usable_device  # elsewhere: from kbc_adapters.sandbox
+from .sandbox import Checkout, Stub, Upstream  # in a package of your own: from kbc_adapters.sandbox import …
 from .upstream import UpstreamMatcher, check_state, read_checkpoint
 
 

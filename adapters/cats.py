@@ -12,9 +12,10 @@ from torch import Tensor
 
 from kbc.errors import InputError, must_be
 from kbc.features import sample
+from kbc.registry import usable_device
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream, usable_device
+from .sandbox import Checkout, Stub, Upstream
 from .upstream import UpstreamMatcher, check_state, looks_like, read_checkpoint, whole_numbers
 
 HYPERPIXELS = (0, 8, 20, 21, 26, 28, 29, 30)

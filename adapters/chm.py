@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from kbc.errors import InputError, must_be
+from kbc.registry import usable_device
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream, usable_device
+from .sandbox import Checkout, Stub, Upstream
 from .upstream import UpstreamMatcher, check_side, check_state, read_checkpoint
 
 

@@ -18,9 +18,10 @@ from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
 from kbc.features import IMAGENET_MEAN, IMAGENET_STD, FeatureMatcher, from_features, sample, soft_peak
 from kbc.geometry import Points, cell_centres, resize_points
 from kbc.images import Image
+from kbc.registry import usable_device
 from kbc.types import Match, Pair
 
-from .sandbox import BUILDING, usable_device
+from .sandbox import BUILDING
 
 _UNREAD = ("pooler.", "embeddings.mask_token")  # weights that patch tokens do not depend on
 _GREY = tuple(round(255 * value) for value in IMAGENET_MEAN)  # zero after normalisation

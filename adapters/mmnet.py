@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from kbc.errors import InputError, must_be
 from kbc.images import Image
+from kbc.registry import usable_device
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream, usable_device
+from .sandbox import Checkout, Stub, Upstream
 from .upstream import UpstreamMatcher, check_state, gluoncvth, looks_like, normalised, read_checkpoint, unused_packages
 
 RESNETS = ("resnet50", "resnet101", "resnext101_32x8d")

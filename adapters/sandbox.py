@@ -101,22 +101,6 @@ class CudaTo(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def usable_device(device: str | torch.device) -> torch.device:
-    """A device that torch has here.
-
-    Raises:
-        InputError: an unknown name, or a device that this machine or this build of torch lacks.
-    """
-    try:
-        found = torch.device(device)
-        torch.zeros(1, device=found).cpu()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        expected = "a device that torch can use here, e.g. 'cpu' or 'cuda'"
-        raise InputError(must_be("device", expected, f"{device!r} ({reason})")) from error
-    return found
-
-
 class Checkout:
     """A private copy of the modules of an upstream checkout.
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from kbc.errors import InputError, must_be
 from kbc.images import Image
+from kbc.registry import usable_device
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream, usable_device
+from .sandbox import Checkout, Stub, Upstream
 from .upstream import (
     UpstreamMatcher,
     check_imagenet,

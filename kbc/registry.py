@@ -6,10 +6,13 @@ import difflib
 import inspect
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from kbc.errors import InputError, must_be
 from kbc.matcher import Matcher
+
+if TYPE_CHECKING:
+    import torch
 
 GROUP = "kbc.matchers"
 
@@ -49,19 +52,25 @@ def load_matcher(name: str, **options: Any) -> Matcher:
         hint = f"on the command line {line}; `kbc matchers {name}` says more"
         raise InputError(must_be(", ".join(missing), f"given to {name!r}", "nothing", hint))
     if options.get("device") is not None:
-        _check_device(options["device"])
+        usable_device(options["device"])  # before anything is read from disk for it
     return cast(Matcher, builder(**options))
 
 
-def _check_device(device: object) -> None:
-    """Refuse a device that torch cannot use here, before anything is read from disk for it."""
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that torch has here, tried out.
+
+    Raises:
+        InputError: an unknown name, or a device that this machine or this build of torch lacks.
+    """
     import torch
 
     try:
-        torch.empty(0, device=cast(torch.device, device))
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu()  # which "meta" refuses
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(must_be("device", "one that torch can use here", repr(device), reason)) from error
+        raise InputError(must_be("device", "one that torch can use here", f"{device!r} ({reason})")) from error
+    return found
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
