@@ -1,4 +1,4 @@
-"""What a fine pass is worth: evidence for the layout, agreement with it, and the way back to the source."""
+"""What fine passes are worth: evidence for the layout, agreement with it, the way back; and what they say together."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from kbc.types import Scores
 
 CYCLE_WEIGHT = 4.0
 """What a forward-backward error of one object's size costs, against full agreement's 1. Our choice, measured."""
+DOUBT = 0.5
+"""An attempt whose score is this much lower has e times less say in where the points are. Our choice, measured."""
 MIRROR_PENALTY = 0.5
 """What answers from the mirrored source must be worth more: a symmetric thing looks right either way. Measured."""
 TURNS = tuple(2 * math.pi * step / 12 for step in range(12))
@@ -41,7 +43,7 @@ class Attempt:
         found_by: the strategy whose window it is.
         evidence: mean log evidence of the layout on the similarity maps, calibrated for the window's size.
         agreement: how well the matcher's own answers keep the source's layout, [0, 1].
-        cycle: how far the answers, matched back, miss the keypoints, as a fraction of the object; 0 when not asked.
+        misses: (K,) how far the answers, matched back, miss the keypoints; see `misses`. Zeros when not asked.
     """
 
     source: Window
@@ -51,7 +53,12 @@ class Attempt:
     found_by: str
     evidence: float
     agreement: float
-    cycle: float = 0.0
+    misses: Scores
+
+    @property
+    def cycle(self) -> float:
+        """The mean forward-backward error, a fraction of the object."""
+        return float(self.misses.mean())
 
     @property
     def soundness(self) -> float:
@@ -97,14 +104,14 @@ class Judge:
                 price = more
         return taken
 
-    def best(self, requests: Sequence[Request]) -> dict[int, Attempt]:
-        """The best attempt of each case, by `id`."""
+    def attempts(self, requests: Sequence[Request]) -> dict[int, list[Attempt]]:
+        """What came of the requests: the attempts of each case, by `id`, the best first."""
         seen = [
             (request, self._attempt(request, look, WINDOW_SPANS, TURNS))
             for request, look in zip(requests, self.probe.look(requests), strict=True)
             if look is not None
         ]
-        return _best(self._checked(seen))
+        return _by_case(self._checked(seen))
 
     def bars(self, cases: Sequence[Case]) -> dict[int, float]:
         """What an attempt must beat, by case `id`: the coarse answer's soundness and the margin.
@@ -116,19 +123,24 @@ class Judge:
         return {id(r.case): coarse.soundness + self.probe.config.accept_margin for r, coarse in before}
 
     def settle(
-        self, cases: Sequence[Case], attempts: dict[int, Attempt], bars: dict[int, float]
+        self, cases: Sequence[Case], attempts: dict[int, list[Attempt]], bars: dict[int, float]
     ) -> tuple[dict[int, Attempt], set[int]]:
-        """The attempts that pass their bar, and the cases (by `id`) whose attempts do not.
+        """The answers of the cases whose best attempt passes its bar, and the cases (by `id`) whose best does not.
 
-        Where no window passes, the points chosen jointly on the whole image get their chance, where there are maps:
-        they cost nothing. They do not compete with windows, whose evidence is finer but less concentrated.
+        Each point's answer is what all attempts say of it together (`combined`). Where no window passes, the points
+        chosen jointly on the whole image get their chance, where there are maps: they cost nothing. They
+        do not compete with windows, whose evidence is finer but less concentrated.
         """
-        settled = {key: attempt for key, attempt in attempts.items() if attempt.score > bars.get(key, -math.inf)}
+        settled = {
+            key: found[0] if self._plain else combined(found)
+            for key, found in attempts.items()
+            if found[0].score > bars.get(key, -math.inf)
+        }
         left = [case for case in cases if id(case) in attempts and id(case) not in settled]
         if self._whole:
             whole = [(self._request(c), self._attempt(self._request(c), c.whole, SPANS)) for c in left]
-            found = _best(self._checked(whole))
-            settled |= {key: attempt for key, attempt in found.items() if attempt.score > bars[key]}
+            found = _by_case(self._checked(whole))
+            settled |= {key: tried[0] for key, tried in found.items() if tried[0].score > bars[key]}
         return settled, {id(case) for case in left if id(case) not in settled}
 
     def _attempt(
@@ -137,43 +149,61 @@ class Judge:
         case, source, window = request.case, request.source, request.target
         points = window.to_image(look.match.keypoints[case.known])
         confidence = None if look.match.score is None else look.match.score[case.known]
-        agreement = agreement_of(case.points, points)
+        agreement, misses = agreement_of(case.points, points), np.zeros(len(points))
         if look.maps is None or self._plain:
-            return Attempt(source, window, points, confidence, request.found_by, UNKNOWN, agreement)
+            return Attempt(source, window, points, confidence, request.found_by, UNKNOWN, agreement, misses)
         side = window.box.longest
         pose = layout.vote(layout.evidence(look.maps), window, case.points, [s * side for s in spans], turns=turns)[0]
         # Evidence is measured against a uniform map of the window: a wider window gains by being wider.
         evidence = pose.score + math.log(pose.span / side)
         if self._joint and len(case.points) >= FEWEST:
             points, confidence = layout.choose(look.maps, window, pose)
-        return Attempt(source, window, points, confidence, request.found_by, evidence, agreement)
+        return Attempt(source, window, points, confidence, request.found_by, evidence, agreement, misses)
 
     def _coarse(self, case: Case) -> Attempt:
         seen = self._request(case)
         agreement = agreement_of(case.points, case.coarse)
-        return Attempt(seen.source, seen.target, case.coarse, None, WHOLE, 0.0, agreement)
+        return Attempt(seen.source, seen.target, case.coarse, None, WHOLE, 0.0, agreement, np.zeros(len(case.coarse)))
 
     def _request(self, case: Case) -> Request:
         return Request(case, Window.whole(image_hw(case.pair.source)), Window.whole(case.target_hw), WHOLE)
 
     def _checked(self, seen: list[tuple[Request, Attempt]]) -> list[tuple[Request, Attempt]]:
-        """The attempts with their cycle errors, where those are asked for and affordable."""
+        """The attempts with the way back, where that is asked for and affordable."""
         if not self._turns_back:
             return seen
         returned = self.probe.back([request for request, _ in seen], [attempt.points for _, attempt in seen])
         return [
-            (request, replace(attempt, cycle=cycle_error(request.case.points, back)))
+            (request, replace(attempt, misses=misses(request.case.points, back)))
             for (request, attempt), back in zip(seen, returned, strict=True)
         ]
 
 
-def _best(seen: Sequence[tuple[Request, Attempt]]) -> dict[int, Attempt]:
-    best: dict[int, Attempt] = {}
-    for request, attempt in seen:
-        key = id(request.case)
-        if key not in best or attempt.score > best[key].score:
-            best[key] = attempt
-    return best
+def _by_case(seen: Sequence[tuple[Request, Attempt]]) -> dict[int, list[Attempt]]:
+    found: dict[int, list[Attempt]] = {}
+    for request, attempt in sorted(seen, key=lambda one: -one[1].score):
+        found.setdefault(id(request.case), []).append(attempt)
+    return found
+
+
+def combined(attempts: Sequence[Attempt]) -> Attempt:
+    """The best of a case's attempts, its points moved to where all of them, by their worth, agree.
+
+    An attempt has a say in a point where its window shows its answer, less the further that answer, matched back,
+    misses the keypoint. Windows that cut the object differently err differently, so several are better than the best.
+
+    Args:
+        attempts: of one case, the best first.
+    """
+    best = attempts[0]
+    answers = np.stack([np.where(a.window.shows(a.points)[:, None], a.points, np.nan) for a in attempts])
+    say = np.stack([np.exp((a.score - best.score) / DOUBT - CYCLE_WEIGHT * a.misses) for a in attempts])
+    points, chosen = layout.combine(answers, say, layout.TOLERANCE * extent(best.points))
+    points = np.where(defined(points)[:, None], points, best.points)
+    if best.confidence is None:
+        return replace(best, points=points)
+    confidence = np.stack([np.full(len(points), np.nan) if a.confidence is None else a.confidence for a in attempts])
+    return replace(best, points=points, confidence=confidence[chosen, np.arange(len(points))])
 
 
 def agreement_of(asked: Points, answers: Points) -> float:
@@ -185,10 +215,15 @@ def agreement_of(asked: Points, answers: Points) -> float:
     return 0.0 if pose is None else min(pose.score, 1.0) * float(answered.mean())
 
 
-def cycle_error(points: Points, returned: Points | None) -> float:
-    """Mean forward-backward error as a fraction of the layout's longer side, at most 0.5 a point; 0.5 for no answer."""
+def misses(points: Points, returned: Points | None) -> Scores:
+    """Forward-backward error (K,) as a fraction of the layout's longer side, at most 0.5; 0.5 for no answer."""
     if returned is None:
-        return 0.5
-    span = max(float(np.ptp(points, axis=0).max()), 1.0)
-    errors = np.linalg.norm(returned - points, axis=1) / span
-    return float(np.minimum(np.nan_to_num(errors, nan=0.5), 0.5).mean())
+        return np.full(len(points), 0.5)
+    errors = np.linalg.norm(returned - points, axis=1) / extent(points)
+    return np.asarray(np.fmin(errors, 0.5))
+
+
+def extent(points: Points) -> float:
+    """The longer side of the points' box, at least 1, in pixels."""
+    known = points[defined(points)]
+    return max(float(np.ptp(known, axis=0).max()), 1.0) if len(known) else 1.0

@@ -261,10 +261,10 @@ def heatmap(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
     found = []
     for index, case in enumerate(cases):
         assert case.whole.maps is not None
-        density = layout.evidence(case.whole.maps)
+        density = _evidence(case.whole.maps)
         points = case.points
         if index in crops:
-            density = np.concatenate([density, layout.evidence(crops[index])])
+            density = np.concatenate([density, _evidence(crops[index])])
             points = np.concatenate([points, points])
         found.append(_voted(case, density, points, "heatmap"))
     return found
@@ -286,7 +286,7 @@ def search(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
                 found.append([])
                 continue
             maps = probe.zoomed(request)
-            found.append([] if maps is None else _voted(case, layout.evidence(maps), case.points, "search"))
+            found.append([] if maps is None else _voted(case, _evidence(maps), case.points, "search"))
         return found
     return [_tiled(case, probe) for case in cases]
 
@@ -322,6 +322,10 @@ LOCALIZERS: dict[str, Localizer] = {
     "best": best,
     "given": given,
 }
+
+
+def _evidence(maps: layout.Maps) -> layout.Maps:
+    return layout.evidence(maps, layout.FINDING_SHARPNESS)
 
 
 def _voted(case: Case, density: layout.Maps, points: Points, name: str) -> list[Candidate]:

@@ -86,12 +86,12 @@ class KBCMatcher:
         for _ in range(config.passes - 1):
             if not self._once_more(cropped, attempts, judge):
                 break
-        attempts, refused = judge.settle(cropped, attempts, bars)
+        settled, refused = judge.settle(cropped, attempts, bars)
         clock.append(time.perf_counter())
         parts = [(b - a) / len(pairs) for a, b in pairwise(clock)]
         seconds = dict(zip(("coarse", "localize", "fine"), parts, strict=True)) | {"total": sum(parts)}
         return [
-            self._result(case, attempts.get(id(case)), self._why_coarse(case, candidates, refused), seconds)
+            self._result(case, settled.get(id(case)), self._why_coarse(case, candidates, refused), seconds)
             for case in cases
         ]
 
@@ -144,34 +144,34 @@ class KBCMatcher:
 
     def _attempts(
         self, cases: Sequence[Case], candidates: dict[int, list[Candidate]], judge: Judge
-    ) -> dict[int, Attempt]:
-        """The best fine pass of each case that has one."""
+    ) -> dict[int, list[Attempt]]:
+        """The first fine passes of each case that has any, the best first."""
         requests: list[Request] = []
         for case in cases:
             found = distinct(candidates[id(case)], case, judge.probe)
             looks = [Request(case, case.source, window, candidate.found_by) for candidate, window in found]
             requests += judge.affordable(looks, spare=judge.probe.further + judge.back_price)  # for one more pass
-        return judge.best(requests)
+        return judge.attempts(requests)
 
-    def _once_more(self, cases: Sequence[Case], attempts: dict[int, Attempt], judge: Judge) -> bool:
-        """One more pass from the last answers, where it is affordable and new; False when there is none.
+    def _once_more(self, cases: Sequence[Case], attempts: dict[int, list[Attempt]], judge: Judge) -> bool:
+        """One more pass from the best answers, where it is affordable and new; False when there is none.
 
         The source mirrored where the answers are in doubt, and a window around the answers where that moves it.
         """
         requests: list[Request] = []
         for case in cases:
-            last = attempts.get(id(case))
-            box = None if last is None else Box.around(last.points)
-            if last is None or box is None:
+            found = attempts.get(id(case))
+            box = None if found is None else Box.around(found[0].points)
+            if found is None or box is None:
                 continue
+            last = found[0]
             looks = [Request(case, last.source.mirror(), last.window, last.found_by)] if judge.doubts(last) else []
             window = window_around(box.clipped(case.target_hw), case.target_hw, judge.probe.size_hw, self.config)
             if window.box.iou(last.window.box) <= STABLE:
                 looks.append(Request(case, last.source, window, last.found_by))
             requests += judge.affordable([r for r in looks if (r.source, r.target) not in case.looked])
-        for key, attempt in judge.best(requests).items():
-            if attempt.score > attempts[key].score:
-                attempts[key] = attempt
+        for key, more in judge.attempts(requests).items():
+            attempts[key] = sorted(attempts[key] + more, key=lambda attempt: -attempt.score)
         return bool(requests)
 
     def _why_coarse(self, case: Case, candidates: dict[int, list[Candidate]], refused: set[int]) -> Kept:

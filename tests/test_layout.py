@@ -95,3 +95,17 @@ def test_evidence_does_not_depend_on_the_matchers_scale() -> None:
     maps = planted((LAYOUT - LAYOUT.mean(0)) * 2 + [230.0, 180.0])
     assert np.allclose(layout.evidence(maps), layout.evidence(maps * 40 + 7), atol=1e-2)
     assert np.allclose(layout.evidence(np.zeros((2, 4, 4), np.float32)), 1.0)
+
+
+def test_answers_are_combined_where_most_weight_agrees() -> None:
+    answers = np.array([[[0.0, 0.0], [5.0, 5.0]], [[2.0, 0.0], [np.nan, 5.0]], [[50.0, 0.0], [np.nan, np.nan]]])
+    equal = np.ones((3, 2))
+    places, around = layout.combine(answers, equal, reach=10.0)
+    assert places[0] == pytest.approx([1.0, 0.0], abs=0.05)  # two of three, not their mean with the stray one
+    assert places[1] == pytest.approx([5.0, 5.0])
+    assert around.tolist()[1] == 0
+    stray_is_sure = np.array([[0.2, 1.0], [0.2, 1.0], [1.0, 1.0]])
+    places, around = layout.combine(answers, stray_is_sure, reach=10.0)
+    assert places[0] == pytest.approx([50.0, 0.0], abs=1e-3)
+    assert around[0] == 2
+    assert np.isnan(layout.combine(np.full((2, 1, 2), np.nan), np.ones((2, 1)), 1.0)[0]).all()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import kbc
-from kbc.judge import agreement_of, cycle_error
 from kbc.localize import LOCALIZERS
 from kbc.types import Match, Pair
 from tests.conftest import draw_scene
@@ -90,15 +89,3 @@ def test_an_object_that_is_not_there_is_refused() -> None:
     result = kbc.wrap(kbc.load_matcher("hog"), budget="balanced").match([Pair(pair.source, flat, pair.keypoints)])[0]
     assert set(result.kept) <= {"coarse: refused", "coarse: not small"}
     assert np.array_equal(result.keypoints, result.coarse)
-
-
-def test_agreement_and_cycle_error() -> None:
-    assert agreement_of(POINTS, POINTS * 2 + 5) == pytest.approx(1.0, abs=0.26)
-    scrambled = POINTS[[3, 1, 4, 0, 2]]
-    assert agreement_of(POINTS, scrambled) < agreement_of(POINTS, POINTS) - 0.3
-    assert agreement_of(POINTS[:2], POINTS[:2]) == 0.5
-    assert cycle_error(POINTS, POINTS) == 0
-    assert cycle_error(POINTS, POINTS + np.array([5.5, 0.0])) == pytest.approx(0.1)
-    assert cycle_error(POINTS, POINTS + 1000) == 0.5
-    assert cycle_error(POINTS, None) == 0.5
-    assert cycle_error(POINTS, np.full(POINTS.shape, np.nan)) == 0.5

@@ -1,0 +1,77 @@
+"""What fine passes are worth, and what several of them say together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kbc.geometry import Box, Window
+from kbc.judge import Attempt, agreement_of, combined, misses
+
+POINTS = np.array([[40.0, 45.0], [90.0, 40.0], [65.0, 80.0], [45.0, 95.0], [95.0, 90.0]])
+WINDOW = Window(Box(20, 20, 120, 120), (256, 256))
+
+
+def attempt(points: np.ndarray, window: Window = WINDOW, evidence: float = 1.0) -> Attempt:
+    count = len(points)
+    return Attempt(WINDOW, window, points, np.full(count, evidence), "heatmap", evidence, 0.5, np.zeros(count))
+
+
+def test_agreement_and_the_way_back() -> None:
+    scrambled = POINTS[[3, 0, 4, 1, 2]] * [1.0, 0.4]
+    assert agreement_of(POINTS, POINTS * 2 + 5) > 0.95
+    assert agreement_of(POINTS, scrambled) < agreement_of(POINTS, POINTS) - 0.3
+    assert agreement_of(POINTS[:2], POINTS[:2]) == 0.5
+    assert misses(POINTS, POINTS).max() == 0
+    assert misses(POINTS, POINTS + np.array([5.5, 0.0])) == pytest.approx(np.full(5, 0.1))
+    assert misses(POINTS, POINTS + 1000).min() == 0.5
+    assert misses(POINTS, None).min() == 0.5
+    assert misses(POINTS, np.full(POINTS.shape, np.nan)).min() == 0.5
+
+
+def test_one_attempt_is_taken_as_it_is() -> None:
+    alone = combined([attempt(POINTS)])
+    assert alone.points == pytest.approx(POINTS)
+    assert alone.window is WINDOW
+
+
+def test_two_worse_attempts_outvote_a_stray_point_of_the_best() -> None:
+    stray = POINTS.copy()
+    stray[1] = [30.0, 110.0]
+    together = combined([attempt(stray, evidence=1.0), attempt(POINTS, evidence=0.9), attempt(POINTS, evidence=0.8)])
+    assert together.points == pytest.approx(POINTS, abs=0.1)
+    assert together.confidence is not None
+    assert together.confidence.tolist() == [
+        1.0,
+        0.9,
+        1.0,
+        1.0,
+        1.0,
+    ]  # of the answer that each point was gathered around
+    assert combined([attempt(stray), attempt(POINTS, evidence=-3.0)]).points[1] == pytest.approx([30.0, 110.0])
+
+
+def test_an_answer_that_does_not_come_back_has_less_say() -> None:
+    stray = POINTS.copy()
+    stray[1] = [30.0, 110.0]
+    lost = replace(attempt(stray, evidence=1.0), misses=np.array([0.0, 0.5, 0.0, 0.0, 0.0]))
+    home = replace(attempt(POINTS, evidence=0.6), misses=np.zeros(5))
+    assert lost.score > home.score - 0.1  # nothing but the point's own way back decides
+    assert combined([lost, home]).points == pytest.approx(POINTS, abs=0.1)
+
+
+def test_an_answer_outside_its_own_window_has_no_say() -> None:
+    elsewhere = Window(Box(20, 20, 80, 80), (256, 256))
+    moved = POINTS + 10.0
+    together = combined([attempt(POINTS), attempt(moved, elsewhere), attempt(moved, elsewhere)])
+    outside = ~elsewhere.shows(moved)
+    assert outside.sum() == 4
+    assert together.points[outside] == pytest.approx(POINTS[outside], abs=0.1)
+
+
+def test_answers_that_no_window_shows_stay_the_best_attempts_own() -> None:
+    far = attempt(POINTS + 500.0)
+    unanswered = attempt(np.full(POINTS.shape, np.nan), evidence=0.5)
+    assert combined([far, unanswered]).points == pytest.approx(POINTS + 500.0)
