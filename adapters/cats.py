@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kbc.errors import InputError, must_be
 from kbc.features import sample
+from kbc.files import as_path
 from kbc.registry import usable_device
 from kbc.types import Pair
 
@@ -100,7 +101,7 @@ def load(
         InputError: a wrong checkout, checkpoint or option.
         DataError: a checkpoint that cannot be read without unpickling.
     """
-    path = Path(checkpoint).expanduser()
+    path = as_path(checkpoint, "checkpoint")
     state = read_checkpoint(path / "model_best.pth" if path.is_dir() else path)
     layers = list(whole_numbers("hyperpixels", hyperpixels))
     options = {**_sizes(state), "num_heads": num_heads, "hyperpixel_ids": layers}

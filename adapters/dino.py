@@ -56,6 +56,8 @@ def load(
     """
     if fit not in ("letterbox", "stretch"):
         raise InputError(must_be("fit", "'letterbox' or 'stretch'", repr(fit)))
+    if not isinstance(model, (str, Path)):
+        raise InputError(must_be("model", "a model's id or a folder", repr(model)))
     where = usable_device(device)
     network = _pretrained(model, download).to(where).eval()
     patch, depth = int(network.config.patch_size), int(network.config.num_hidden_layers)

@@ -23,6 +23,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from kbc.errors import InputError, KBCError, MatcherError, MissingDependencyError, must_be
+from kbc.files import as_path
 
 _log = logging.getLogger("kbc_adapters")
 BUILDING = threading.Lock()
@@ -124,7 +125,7 @@ class Checkout:
         packages: Mapping[str, Path] | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.root = Path(root).expanduser().resolve()
+        self.root = as_path(root, "checkout").resolve()
         self.upstream = upstream
         self._check()
         quiet = SimpleNamespace(info=_log.debug, warning=_log.debug, INFO=logging.INFO)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
 from kbc.features import IMAGENET_MEAN, IMAGENET_STD
+from kbc.files import as_path
 from kbc.geometry import Points, cell_centres, defined
 from kbc.images import Image
 from kbc.types import Match, Pair
@@ -221,7 +222,7 @@ def read_checkpoint(path: str | Path, argument: str = "checkpoint") -> dict[str,
         InputError: no such file, or an ending that is not known.
         DataError: the file is damaged, or holds objects that only unpickling could read.
     """
-    path = Path(path).expanduser()
+    path = as_path(path, argument)
     if not path.is_file():
         raise InputError(must_be(argument, "an existing checkpoint file", repr(str(path)), "check the path"))
     try:

@@ -123,6 +123,8 @@ def hypercolumns(
     chosen = tuple(int(layer) for layer in ((layers,) if isinstance(layers, int) else layers))
     if not chosen or any(layer not in STRIDES for layer in chosen):
         raise InputError(must_be("layers", "some of 1, 2, 3, 4", layers))
+    if weights is None:
+        raise InputError(must_be("weights", "a path, or 'imagenet'", None))
     network = resnet(name, weights).to(device)
     stride = STRIDES[max(chosen)]
 

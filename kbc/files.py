@@ -1,4 +1,4 @@
-"""Output files that are there whole or not at all."""
+"""Paths as users give them, and output files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from pathlib import Path
 from typing import IO
 
 from kbc.errors import InputError, must_be
+
+
+def as_path(path: object, argument: str) -> Path:
+    """A path that a user gave, with `~` expanded.
+
+    Raises:
+        InputError: neither text nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(must_be(argument, "a path", repr(path)))
+    return Path(path).expanduser()
 
 
 def output_file(path: str | os.PathLike[str], argument: str = "path") -> Path:

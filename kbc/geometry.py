@@ -30,6 +30,7 @@ Points = npt.NDArray[np.float64]
 _P = TypeVar("_P", Points, "torch.Tensor")
 
 Enlarge = Literal["cubic", "linear"]
+_LARGEST = 16384
 CUBIC: Enlarge = "cubic"
 LINEAR: Enlarge = "linear"
 
@@ -80,11 +81,13 @@ def as_size(size: object, argument: str = "size") -> tuple[int, int]:
     """(height, width) in whole pixels, of that or of the side of a square.
 
     Raises:
-        InputError: anything else, or a side below one.
+        InputError: anything else, a side below one or above 16384, more than memory is likely to hold.
     """
     sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and side > 0 for side in sides):
         raise InputError(must_be(argument, "a side or (height, width) in whole pixels", repr(size)))
+    if max(sides) > _LARGEST:
+        raise InputError(must_be(argument, f"at most {_LARGEST} px a side", repr(size)))
     return int(sides[0]), int(sides[1])
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kbc.errors import DataError, InputError, must_be
-from kbc.files import written_whole
+from kbc.files import as_path, written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         InputError: no such file, or an ending that is not known.
         DataError: the file is truncated or damaged, or holds anything but tensors.
     """
-    path = Path(path)
+    path = as_path(path, "weights")
     readers = {".safetensors": load_safetensors, ".npz": _load_npz, ".pth": _load_pth, ".pt": _load_pth}
     readers[".bin"] = _load_pth
     reader = readers.get(path.suffix.lower())

@@ -49,6 +49,11 @@ def test_third_parties_register_by_entry_point(monkeypatch: pytest.MonkeyPatch) 
         ("hog", {"sise": 3}, "'sise'.*did you mean 'size'"),
         ("resnet18", {}, "`weights` must be given to 'resnet18', received nothing; .*--option weights=…"),
         ("hog", {"device": "cuda:99"}, "`device` must be one that torch can use here, received 'cuda:99'"),
+        ("hog", {"size": 100_000}, "`size` must be at most 16384 px a side, received 100000"),
+        ("resnet18", {"weights": None}, "`weights` must be a path, or 'imagenet', received None"),
+        ("resnet18", {"weights": 5}, "`weights` must be a path, received 5"),
+        ("kbcnet", {"weights": 5}, "`weights` must be a path, received 5"),
+        ("chm", {"checkout": None, "checkpoint": "x.pt"}, "`checkout` must be a path, received None"),
     ],
 )
 def test_near_misses_are_answered_with_what_is_known(name: str, options: dict[str, Any], message: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from kbc.data.records import BoxKind, Dataset, PairRecord, Problem
 from kbc.data.shrink import shrink
 from kbc.errors import InputError, must_be
+from kbc.files import as_path
 from kbc.registry import nearest
 
 __all__ = ["KINDS", "BoxKind", "Dataset", "PairRecord", "Problem", "open_dataset", "shrink"]
@@ -52,7 +53,5 @@ def open_dataset(kind: str, root: str | Path | None = None, **options: Any) -> D
     if kind == "scenes":
         dataset: Dataset = opener(**options)
         return dataset
-    if root is None:
-        raise InputError(must_be("root", "the folder of the data set", None))
-    opened: Dataset = opener(root, **options)
+    opened: Dataset = opener(as_path(root, "root"), **options)
     return opened

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from kbc.errors import InputError, must_be
 from kbc.features import FeatureMatcher, sample, soft_peak
+from kbc.files import as_path
 from kbc.geometry import Points, defined
 from kbc.images import Image
 from kbc.kbcnet.checkpoint import load_checkpoint
@@ -243,7 +244,7 @@ def load(
         InputError, DataError: no such checkpoint, damaged or incomplete, or backbone weights that do not fit.
     """
     bundled = BUNDLED / f"kbcnet-{weights}.safetensors"
-    path = bundled if str(weights) == "tiny" else Path(weights)
+    path = bundled if str(weights) == "tiny" else as_path(weights, "weights")
     network, _ = load_checkpoint(path, backbone_weights)
     name = path.stem if path.stem.startswith("kbcnet") else f"kbcnet-{path.stem}"
     return KBCNet(network, size=size, device=device, amp=amp, compile=compile, name=name, cache_bytes=cache_bytes)

@@ -271,6 +271,8 @@ def test_unknown_names_and_options_answer_with_the_nearest(layer: Layer) -> None
         ("cats", "hyperpixels", (0, 8), "8 layers"),
         ("scot", "preset", "pf-pascal", "'spair' with 'resnet101'"),
         ("scot", "layers", (3, 2), "rising"),
+        ("cats", "checkpoint", None, "a path"),
+        ("chm", "checkpoint", 7, "a path"),
     ],
 )
 def test_option_values_are_checked(name: str, option: str, value: object, expected: str, layer: Layer) -> None:
