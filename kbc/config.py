@@ -56,7 +56,7 @@ class KBCConfig(BaseModel):
         default=3,
         ge=0,
         le=8,
-        description="Fine passes at most; each further one starts from the last one's points and ends "
+        description="Fine passes at most; each further one starts from the best one's points and ends "
         "when the window is stable (IoU > 0.9). 0 switches KBC off.",
     )
     joint: bool = Field(

@@ -1,4 +1,4 @@
-"""KBC around a matcher: coarse pass → windows → fine pass → remap → accept, or keep the coarse answer."""
+"""KBC around a matcher: coarse pass → windows → fine passes, combined → accept, or keep the coarse answer."""
 
 from __future__ import annotations
 
