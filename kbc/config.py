@@ -63,7 +63,8 @@ class KBCConfig(BaseModel):
         default=True,
         description="Where the matcher shows similarity maps, choose the points jointly: the source's layout "
         "decides between look-alikes. Off, and always with localizer='predicted' or a matcher that weighs a point's "
-        "neighbours itself (KBCNet, `with_votes`), the matcher's own answers are taken.",
+        "neighbours itself (KBCNet, `with_votes`), the matcher's own answers are taken; those of several passes are "
+        "combined either way.",
     )
     mirror: bool = Field(
         default=True,

@@ -20,9 +20,10 @@ def as_path(path: object, argument: str) -> Path:
     Raises:
         InputError: neither text nor a path.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InputError(must_be(argument, "a path", repr(path)))
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()  # type: ignore[arg-type]
+    except (TypeError, RuntimeError) as error:  # no path at all; a home that is not known
+        raise InputError(must_be(argument, "a path", repr(path))) from error
 
 
 def output_file(path: str | os.PathLike[str], argument: str = "path") -> Path:

@@ -11,14 +11,16 @@ import numpy as np
 from kbc import layout
 from kbc.config import COST
 from kbc.cropping import image_hw
-from kbc.geometry import Points, Window, defined
+from kbc.geometry import Box, Points, Window, defined
 from kbc.localize import SPANS, WINDOW_SPANS, Case, Look, Probe, Request
 from kbc.types import Scores
 
 CYCLE_WEIGHT = 4.0
-"""What a forward-backward error of one object's size costs, against full agreement's 1. Our choice, measured."""
+"""What a forward-backward error of one object's size costs, against full agreement's 1: of all points in the score, of
+one point in its say. Our choice, measured."""
 DOUBT = 0.5
 """An attempt whose score is this much lower has e times less say in where the points are. Our choice, measured."""
+_HEARD = 4 * DOUBT  # below the best by more than this, an attempt has no say: it must not fill what the best left open
 MIRROR_PENALTY = 0.5
 """What answers from the mirrored source must be worth more: a symmetric thing looks right either way. Measured."""
 TURNS = tuple(2 * math.pi * step / 12 for step in range(12))
@@ -43,7 +45,7 @@ class Attempt:
         found_by: the strategy whose window it is.
         evidence: mean log evidence of the layout on the similarity maps, calibrated for the window's size.
         agreement: how well the matcher's own answers keep the source's layout, [0, 1].
-        misses: (K,) how far the answers, matched back, miss the keypoints; see `misses`. Zeros when not asked.
+        misses: (K,) how far the answers, matched back, miss the keypoints; see `missed`. Zeros when not asked.
     """
 
     source: Window
@@ -72,7 +74,7 @@ class Attempt:
 
 
 class Judge:
-    """Runs fine passes through a probe and says which is best and whether it beats the coarse answer."""
+    """Runs fine passes through a probe, says whether they beat the coarse answer and what they say together."""
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
@@ -174,7 +176,7 @@ class Judge:
             return seen
         returned = self.probe.back([request for request, _ in seen], [attempt.points for _, attempt in seen])
         return [
-            (request, replace(attempt, misses=misses(request.case.points, back)))
+            (request, replace(attempt, misses=missed(request.case.points, back)))
             for (request, attempt), back in zip(seen, returned, strict=True)
         ]
 
@@ -187,22 +189,26 @@ def _by_case(seen: Sequence[tuple[Request, Attempt]]) -> dict[int, list[Attempt]
 
 
 def combined(attempts: Sequence[Attempt]) -> Attempt:
-    """The best of a case's attempts, its points moved to where all of them, by their worth, agree.
+    """The best of a case's attempts, its points moved to where the attempts, weighted by their worth, agree.
 
-    An attempt has a say in a point where its window shows its answer, less the further that answer, matched back,
-    misses the keypoint. Windows that cut the object differently err differently, so several are better than the best.
+    An attempt has a say in a point where its window and the best's show its answer, less the further that answer,
+    matched back, misses the keypoint; one from the other side of the mirror has none, for left would mix with right.
+    Windows that cut the object differently err differently, so several are better than the best.
 
     Args:
         attempts: of one case, the best first.
     """
     best = attempts[0]
-    answers = np.stack([np.where(a.window.shows(a.points)[:, None], a.points, np.nan) for a in attempts])
-    say = np.stack([np.exp((a.score - best.score) / DOUBT - CYCLE_WEIGHT * a.misses) for a in attempts])
-    points, chosen = layout.combine(answers, say, layout.TOLERANCE * extent(best.points))
+    heard = [a for a in attempts if a.source.mirrored == best.source.mirrored and best.score - a.score < _HEARD]
+    shown = [a.window.shows(a.points) & best.window.shows(a.points) for a in heard]
+    answers = np.stack([np.where(seen[:, None], a.points, np.nan) for a, seen in zip(heard, shown, strict=True)])
+    say = np.stack([np.exp((a.score - best.score) / DOUBT - CYCLE_WEIGHT * a.misses) for a in heard])
+    size = max(extent(best.points), best.window.box.longest / 4)  # one point, or collapsed ones, have no extent
+    points, chosen = layout.combine(answers, say, layout.TOLERANCE * size)
     points = np.where(defined(points)[:, None], points, best.points)
-    if best.confidence is None:
+    if any(a.confidence is None for a in heard):
         return replace(best, points=points)
-    confidence = np.stack([np.full(len(points), np.nan) if a.confidence is None else a.confidence for a in attempts])
+    confidence = np.stack([np.asarray(a.confidence) for a in heard])
     return replace(best, points=points, confidence=confidence[chosen, np.arange(len(points))])
 
 
@@ -215,7 +221,7 @@ def agreement_of(asked: Points, answers: Points) -> float:
     return 0.0 if pose is None else min(pose.score, 1.0) * float(answered.mean())
 
 
-def misses(points: Points, returned: Points | None) -> Scores:
+def missed(points: Points, returned: Points | None) -> Scores:
     """Forward-backward error (K,) as a fraction of the layout's longer side, at most 0.5; 0.5 for no answer."""
     if returned is None:
         return np.full(len(points), 0.5)
@@ -225,5 +231,5 @@ def misses(points: Points, returned: Points | None) -> Scores:
 
 def extent(points: Points) -> float:
     """The longer side of the points' box, at least 1, in pixels."""
-    known = points[defined(points)]
-    return max(float(np.ptp(known, axis=0).max()), 1.0) if len(known) else 1.0
+    box = Box.around(points)
+    return 1.0 if box is None else max(box.longest, 1.0)

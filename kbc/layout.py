@@ -221,6 +221,7 @@ def consensus(layout: Points, found: Points, tolerance: float = TOLERANCE) -> Po
         reach = np.maximum(tolerance * np.abs(turn) * size, 1e-6)
         votes = np.exp(-0.5 * (np.abs(placed - goal) / reach[:, None]) ** 2)
         votes[np.arange(len(i)), i] = votes[np.arange(len(i)), j] = 0  # the two that proposed it agree by construction
+        votes[np.abs(turn) * size < 1e-3] = 0  # answers all in one place keep no layout
         # Two points agree with anything: their own vote counts little, and less the more points there are.
         score = (votes.sum(axis=1) + 1.0) / (count - 1.0)
         at = int(score.argmax())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -150,17 +151,7 @@ class Probe:
             request.case.seen.update(self._images(request))
             request.case.looked.add((request.source, request.target))
         pairs = [windowed(r.case.pair, r.source, r.target, self.config) for r in requests]
-        try:
-            return list(self._looks(pairs))
-        except MatcherError:
-            found: list[Look | None] = []
-            for request, pair in zip(requests, pairs, strict=True):
-                try:
-                    found.extend(self._looks([pair]))
-                except MatcherError as error:
-                    request.case.notes.append(f"a fine pass failed: {error}")
-                    found.append(None)
-            return found
+        return _each(self._looks, pairs, requests, "a fine pass failed")
 
     def zoomed(self, request: Request) -> layout.Maps | None:
         """Maps (K, h, w) of the source window's points over a target encoded `zoom` times larger; None on failure."""
@@ -186,11 +177,8 @@ class Probe:
             request.case.calls += 1
             seen = np.where(request.target.shows(points)[:, None], points, np.nan)
             pairs.append(windowed(request.case.pair.swapped(seen), request.target, request.source, self.config))
-        try:
-            matches = run_matcher(self.matcher, pairs)
-        except MatcherError:
-            return [None for _ in requests]
-        return [r.source.to_image(m.keypoints) for r, m in zip(requests, matches, strict=True)]
+        matches = _each(lambda asked: run_matcher(self.matcher, asked), pairs, requests, "the way back failed")
+        return [None if m is None else r.source.to_image(m.keypoints) for r, m in zip(requests, matches, strict=True)]
 
     def _images(self, request: Request) -> dict[tuple[object, ...], float]:
         """The images a request encodes, each with its size in inputs."""
@@ -211,6 +199,26 @@ class Probe:
             maps = run_similarity(self.matcher, part)
             looks += [Look(match, values) for match, values in zip(matches[start:], maps, strict=False)]
         return looks
+
+
+_Answer = TypeVar("_Answer")
+
+
+def _each(
+    ask: Callable[[Sequence[Pair]], list[_Answer]], pairs: Sequence[Pair], requests: Sequence[Request], failed: str
+) -> list[_Answer | None]:
+    """All answers at once; where that fails one by one, None and a note for those that fail."""
+    try:
+        return list(ask(pairs))
+    except MatcherError:
+        found: list[_Answer | None] = []
+        for request, pair in zip(requests, pairs, strict=True):
+            try:
+                found.extend(ask([pair]))
+            except MatcherError as error:
+                request.case.notes.append(f"{failed}: {error}")
+                found.append(None)
+        return found
 
 
 Localizer = Callable[[Sequence[Case], Probe], list[list[Candidate]]]

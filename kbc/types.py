@@ -120,10 +120,10 @@ class MatchResult(Match):
     Attributes:
         coarse: (N, 2) what the matcher said on the whole images.
         kept: N strings: "fine", "whole" (chosen jointly without cropping), or "coarse: …" and why.
-        source_window, target_window: what the accepted fine pass saw, the source perhaps mirrored; None without one.
+        source_window, target_window: what the best fine pass saw, the source perhaps mirrored; None without one.
         given: which boxes came from the user: subset of {"source", "target"}. With "target" the answer used knowledge
             that a figure must name.
-        localizer: the strategy that found the target window.
+        localizer: the strategy that found that target window.
         calls: pairs handed to the matcher for this answer (coarse, candidates, fine, backward).
         cost: the same in units of one plain match; images that a feature matcher shares between calls count once.
         seconds: {"coarse", "localize", "fine", "total"} wall time of this pair (its share of a batch).

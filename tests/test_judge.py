@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kbc.geometry import Box, Window
-from kbc.judge import Attempt, agreement_of, combined, misses
+from kbc.judge import Attempt, agreement_of, combined, missed
 
 POINTS = np.array([[40.0, 45.0], [90.0, 40.0], [65.0, 80.0], [45.0, 95.0], [95.0, 90.0]])
 WINDOW = Window(Box(20, 20, 120, 120), (256, 256))
@@ -24,17 +24,16 @@ def test_agreement_and_the_way_back() -> None:
     assert agreement_of(POINTS, POINTS * 2 + 5) > 0.95
     assert agreement_of(POINTS, scrambled) < agreement_of(POINTS, POINTS) - 0.3
     assert agreement_of(POINTS[:2], POINTS[:2]) == 0.5
-    assert misses(POINTS, POINTS).max() == 0
-    assert misses(POINTS, POINTS + np.array([5.5, 0.0])) == pytest.approx(np.full(5, 0.1))
-    assert misses(POINTS, POINTS + 1000).min() == 0.5
-    assert misses(POINTS, None).min() == 0.5
-    assert misses(POINTS, np.full(POINTS.shape, np.nan)).min() == 0.5
+    assert agreement_of(POINTS, np.full(POINTS.shape, 7.0)) < 0.3  # all in one place
+    assert missed(POINTS, POINTS).max() == 0
+    assert missed(POINTS, POINTS + np.array([5.5, 0.0])) == pytest.approx(np.full(5, 0.1))
+    assert missed(POINTS, POINTS + 1000).min() == 0.5
+    assert missed(POINTS, None).min() == 0.5
+    assert missed(POINTS, np.full(POINTS.shape, np.nan)).min() == 0.5
 
 
 def test_one_attempt_is_taken_as_it_is() -> None:
-    alone = combined([attempt(POINTS)])
-    assert alone.points == pytest.approx(POINTS)
-    assert alone.window is WINDOW
+    assert combined([attempt(POINTS)]).points == pytest.approx(POINTS)
 
 
 def test_two_worse_attempts_outvote_a_stray_point_of_the_best() -> None:
@@ -69,6 +68,25 @@ def test_an_answer_outside_its_own_window_has_no_say() -> None:
     outside = ~elsewhere.shows(moved)
     assert outside.sum() == 4
     assert together.points[outside] == pytest.approx(POINTS[outside], abs=0.1)
+
+
+def test_the_other_side_of_the_mirror_and_attempts_far_worse_have_no_say() -> None:
+    open_ = POINTS.copy()
+    open_[1] = np.nan
+    best = attempt(open_, evidence=2.0)
+    junk = attempt(POINTS[::-1].copy(), evidence=-1.0)
+    assert np.isnan(combined([best, junk]).points[1]).all()
+    mirrored = replace(attempt(POINTS[::-1].copy(), evidence=2.4), source=WINDOW.mirror())
+    together = combined([best, mirrored, mirrored])
+    assert together.points[[0, 2, 3, 4]] == pytest.approx(POINTS[[0, 2, 3, 4]])
+    assert np.isnan(together.points[1]).all()
+
+
+def test_one_keypoint_is_combined_too() -> None:
+    lone = combined(
+        [attempt(POINTS[:1]), attempt(POINTS[:1] + 2.0), attempt(POINTS[:1] + np.array([40.0, 0.0]), evidence=0.9)]
+    )
+    assert np.abs(lone.points - (POINTS[:1] + 1.0)).max() < 0.5
 
 
 def test_answers_that_no_window_shows_stay_the_best_attempts_own() -> None:

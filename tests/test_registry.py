@@ -52,6 +52,7 @@ def test_third_parties_register_by_entry_point(monkeypatch: pytest.MonkeyPatch) 
         ("hog", {"size": 100_000}, "`size` must be at most 16384 px a side, received 100000"),
         ("resnet18", {"weights": None}, "`weights` must be a path, or 'imagenet', received None"),
         ("resnet18", {"weights": 5}, "`weights` must be a path, received 5"),
+        ("resnet18", {"weights": "~nobody-of-that-name/w.pth"}, "`weights` must be a path, received '~nobody"),
         ("kbcnet", {"weights": 5}, "`weights` must be a path, received 5"),
         ("chm", {"checkout": None, "checkpoint": "x.pt"}, "`checkout` must be a path, received None"),
     ],
