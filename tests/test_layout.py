@@ -109,3 +109,22 @@ def test_answers_are_combined_where_most_weight_agrees() -> None:
     assert places[0] == pytest.approx([50.0, 0.0], abs=1e-3)
     assert around[0] == 2
     assert np.isnan(layout.combine(np.full((2, 1, 2), np.nan), np.ones((2, 1)), 1.0)[0]).all()
+
+
+def test_the_finding_sharpness_sees_a_small_object_beside_a_field_of_half_likenesses() -> None:
+    whole = Window(Box(0, 0, 512, 512), (512, 512))
+    spans = [512 * span for span in layout.spans(1.0, 0.06, 1.0)]
+    truth = LAYOUT + np.array([400.0, 60.0])
+    ys, xs = np.mgrid[:32, :32]
+    off: dict[float, list[float]] = {layout.FINDING_SHARPNESS: [], layout.SHARPNESS: []}
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        maps = rng.normal(0, 0.05, (len(truth), 32, 32))
+        for values, (x, y) in zip(maps, whole.resized((32, 32)).to_window(truth), strict=True):
+            values += np.exp(-((xs - x) ** 2 + (ys - y) ** 2))
+            values += 0.75 * ((xs < 20) & (ys > 10)) * (rng.random((32, 32)) < 0.5)
+        for sharpness, errors in off.items():
+            density = layout.evidence(maps.astype(np.float32), sharpness)
+            errors.append(float(np.abs(layout.vote(density, whole, LAYOUT, spans)[0].points - truth).max()))
+    assert max(off[layout.FINDING_SHARPNESS]) < 20  # one cell is 16
+    assert np.median(off[layout.SHARPNESS]) > 100  # as sharp as within a window, the field wins

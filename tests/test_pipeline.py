@@ -11,7 +11,7 @@ import torch
 import kbc
 from kbc.pipeline import KBCMatcher
 from kbc.types import Match, Pair
-from tests.conftest import Oracle, draw_scene, ramp
+from tests.conftest import Oracle, draw_scene, find_ramp, ramp, read_ramp
 
 SIZE = (220, 250)
 WARP = np.array([[0.9, 0.1, 12.3], [-0.08, 1.1, 7.7]])
@@ -196,6 +196,65 @@ def test_a_failed_fine_pass_keeps_the_coarse_answer_and_says_so(how: str, locali
     if how in ("raises", "shape", "far"):
         assert any("fine pass failed" in note for note in results[0].notes)
     assert results[1].kept == ("coarse: not small",) * 3
+
+
+class BothWays(Oracle):
+    """An oracle that is also right when the pair is turned round; targets are told by their blue."""
+
+    shares_features = True
+
+    def __init__(self) -> None:
+        super().__init__(WARP, max_batch=8)
+        self.passes = 0
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        return [Match(self._back(pair) if pair.source[..., 2].mean() > 50 else self._there(pair)) for pair in pairs]
+
+    def _there(self, pair: Pair) -> np.ndarray:
+        return self._one(pair)
+
+    def _back(self, pair: Pair) -> np.ndarray:
+        asked = read_ramp(pair.source, pair.keypoints) - WARP[:, 2]
+        return find_ramp(pair.target, asked @ np.linalg.inv(WARP[:, :2]).T)
+
+
+def blue_target(blue: int) -> Pair:
+    target = ramp(SIZE)
+    target[..., 2] = blue
+    return Pair(ramp(SIZE), target, SMALL)
+
+
+def test_passes_that_err_in_different_points_are_right_together() -> None:
+    class Strays(BothWays):
+        def _there(self, pair: Pair) -> np.ndarray:
+            answer = self._one(pair)
+            coarse = pair.source.shape[:2] == SIZE and pair.source[0, 0, 0] == 0
+            if not coarse:
+                self.passes += 1
+            answer[0 if coarse else self.passes % 4] += [60.0, 40.0] if coarse else [40.0, 25.0]
+            return answer
+
+    matcher = Strays()
+    result = kbc.wrap(matcher, budget="thorough").match([blue_target(200)])[0]
+    assert matcher.passes >= 2
+    assert result.kept == ("fine",) * 4
+    assert error(result) <= 0.5  # each pass alone is far off in one point
+
+
+def test_a_failed_way_back_costs_the_other_pairs_of_a_batch_nothing() -> None:
+    class Breaks(BothWays):
+        def _back(self, pair: Pair) -> np.ndarray:
+            if pair.source[..., 2].mean() < 150:
+                raise RuntimeError("no way back")
+            return super()._back(pair)
+
+    good, bad = blue_target(200), blue_target(100)
+    alone = kbc.wrap(Breaks()).match([good])[0]
+    beside, broken = kbc.wrap(Breaks()).match([good, bad])
+    assert alone.kept == beside.kept == ("fine",) * 4
+    assert np.array_equal(alone.keypoints, beside.keypoints)
+    assert beside.notes == ()
+    assert any("the way back failed" in note for note in broken.notes)
 
 
 @pytest.mark.parametrize(
