@@ -30,9 +30,9 @@ Points = npt.NDArray[np.float64]
 _P = TypeVar("_P", Points, "torch.Tensor")
 
 Enlarge = Literal["cubic", "linear"]
-_LARGEST = 16384
 CUBIC: Enlarge = "cubic"
 LINEAR: Enlarge = "linear"
+_LARGEST = 16384  # px a side that anything is resampled to
 
 
 def as_points(points: object, argument: str = "keypoints") -> Points:
@@ -61,9 +61,9 @@ def as_points(points: object, argument: str = "keypoints") -> Points:
     return array
 
 
-def defined(points: Points) -> npt.NDArray[np.bool_]:
-    """Mask (N,) of the points of which neither coordinate is NaN."""
-    return np.asarray(~np.isnan(points).any(axis=1), dtype=np.bool_)
+def defined(points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Mask (…) of the points (…, 2) of which neither coordinate is NaN."""
+    return np.asarray(~np.isnan(points).any(axis=-1), dtype=np.bool_)
 
 
 def far_outside(points: Points, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -113,7 +113,10 @@ class Judge:
             for request, look in zip(requests, self.probe.look(requests), strict=True)
             if look is not None
         ]
-        return _by_case(self._checked(seen))
+        found: dict[int, list[Attempt]] = {}
+        for request, attempt in self._checked(seen):
+            found.setdefault(id(request.case), []).append(attempt)
+        return {key: best_first(tried) for key, tried in found.items()}
 
     def bars(self, cases: Sequence[Case]) -> dict[int, float]:
         """What an attempt must beat, by case `id`: the coarse answer's soundness and the margin.
@@ -130,8 +133,8 @@ class Judge:
         """The answers of the cases whose best attempt passes its bar, and the cases (by `id`) whose best does not.
 
         Each point's answer is what all attempts say of it together (`combined`). Where no window passes, the points
-        chosen jointly on the whole image get their chance, where there are maps: they cost nothing. They
-        do not compete with windows, whose evidence is finer but less concentrated.
+        chosen jointly on the whole image get their chance, where there are maps: they cost nothing. They do not compete
+        with windows, whose evidence is finer but less concentrated.
         """
         settled = {
             key: found[0] if self._plain else combined(found)
@@ -141,8 +144,7 @@ class Judge:
         left = [case for case in cases if id(case) in attempts and id(case) not in settled]
         if self._whole:
             whole = [(self._request(c), self._attempt(self._request(c), c.whole, SPANS)) for c in left]
-            found = _by_case(self._checked(whole))
-            settled |= {key: tried[0] for key, tried in found.items() if tried[0].score > bars[key]}
+            settled |= {id(r.case): tried for r, tried in self._checked(whole) if tried.score > bars[id(r.case)]}
         return settled, {id(case) for case in left if id(case) not in settled}
 
     def _attempt(
@@ -181,11 +183,9 @@ class Judge:
         ]
 
 
-def _by_case(seen: Sequence[tuple[Request, Attempt]]) -> dict[int, list[Attempt]]:
-    found: dict[int, list[Attempt]] = {}
-    for request, attempt in sorted(seen, key=lambda one: -one[1].score):
-        found.setdefault(id(request.case), []).append(attempt)
-    return found
+def best_first(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Sorted by score; of equal ones the earlier first."""
+    return sorted(attempts, key=lambda attempt: -attempt.score)
 
 
 def combined(attempts: Sequence[Attempt]) -> Attempt:
@@ -200,6 +200,8 @@ def combined(attempts: Sequence[Attempt]) -> Attempt:
     """
     best = attempts[0]
     heard = [a for a in attempts if a.source.mirrored == best.source.mirrored and best.score - a.score < _HEARD]
+    if len(heard) == 1:
+        return best
     shown = [a.window.shows(a.points) & best.window.shows(a.points) for a in heard]
     answers = np.stack([np.where(seen[:, None], a.points, np.nan) for a, seen in zip(heard, shown, strict=True)])
     say = np.stack([np.exp((a.score - best.score) / DOUBT - CYCLE_WEIGHT * a.misses) for a in heard])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kbc.geometry import Box, Points, Window
+from kbc.geometry import Box, Points, Window, defined
 from kbc.images import require_cv2
 
 Maps = npt.NDArray[np.float32]
@@ -243,7 +243,7 @@ def combine(
     Returns:
         (N, 2), NaN where there is no answer; and (N,) the answer that each place was gathered around.
     """
-    given = np.asarray(np.isfinite(answers).all(axis=2))
+    given = defined(answers)
     places, worth = np.where(given[:, :, None], answers, 0.0), np.where(given, weights, 0.0)
     away = np.linalg.norm(places[:, None] - places[None], axis=3) / max(reach, 1e-9)
     support = np.exp(-0.5 * away**2) * worth[None]

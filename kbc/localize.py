@@ -160,11 +160,13 @@ class Probe:
         case.calls += 1
         case.seen.update(self._images(request))
         pair = windowed(case.pair, request.source, Window.whole(case.target_hw), self.config)
-        try:
-            return run_similarity(self.matcher, [pair], zoom=request.zoom)[0]
-        except MatcherError as error:
-            case.notes.append(f"a search pass failed: {error}")
-            return None
+        maps = _each(
+            lambda asked: run_similarity(self.matcher, asked, zoom=request.zoom),
+            [pair],
+            [request],
+            "a search pass failed",
+        )
+        return maps[0]
 
     def back(self, requests: Sequence[Request], answers: Sequence[Points]) -> list[Points | None]:
         """Where answers (K, 2), target pixels, lead in the source when the pair is turned round; None on failure.
@@ -210,15 +212,12 @@ def _each(
     """All answers at once; where that fails one by one, None and a note for those that fail."""
     try:
         return list(ask(pairs))
-    except MatcherError:
-        found: list[_Answer | None] = []
-        for request, pair in zip(requests, pairs, strict=True):
-            try:
-                found.extend(ask([pair]))
-            except MatcherError as error:
-                request.case.notes.append(f"{failed}: {error}")
-                found.append(None)
-        return found
+    except MatcherError as error:
+        if len(requests) == 1:
+            requests[0].case.notes.append(f"{failed}: {error}")
+            return [None]
+    alone = zip(pairs, requests, strict=True)
+    return [answer for pair, request in alone for answer in _each(ask, [pair], [request], failed)]
 
 
 Localizer = Callable[[Sequence[Case], Probe], list[list[Candidate]]]

@@ -14,7 +14,7 @@ from kbc.cropping import image_hw, is_small, window_around
 from kbc.errors import InputError, must_be
 from kbc.geometry import Box, Points, defined
 from kbc.images import ImageLike
-from kbc.judge import WHOLE, Attempt, Judge
+from kbc.judge import WHOLE, Attempt, Judge, best_first
 from kbc.localize import LOCALIZERS, Candidate, Case, Look, Probe, Request, distinct
 from kbc.matcher import Matcher, as_matcher, matcher_name
 from kbc.types import Kept, MatchResult, Pair, Scores
@@ -171,7 +171,7 @@ class KBCMatcher:
                 looks.append(Request(case, last.source, window, last.found_by))
             requests += judge.affordable([r for r in looks if (r.source, r.target) not in case.looked])
         for key, more in judge.attempts(requests).items():
-            attempts[key] = sorted(attempts[key] + more, key=lambda attempt: -attempt.score)
+            attempts[key] = best_first(attempts[key] + more)
         return bool(requests)
 
     def _why_coarse(self, case: Case, candidates: dict[int, list[Candidate]], refused: set[int]) -> Kept:

@@ -42,13 +42,8 @@ def test_two_worse_attempts_outvote_a_stray_point_of_the_best() -> None:
     together = combined([attempt(stray, evidence=1.0), attempt(POINTS, evidence=0.9), attempt(POINTS, evidence=0.8)])
     assert together.points == pytest.approx(POINTS, abs=0.1)
     assert together.confidence is not None
-    assert together.confidence.tolist() == [
-        1.0,
-        0.9,
-        1.0,
-        1.0,
-        1.0,
-    ]  # of the answer that each point was gathered around
+    # Of the answer that each point was gathered around:
+    assert together.confidence.tolist() == [1.0, 0.9, 1.0, 1.0, 1.0]
     assert combined([attempt(stray), attempt(POINTS, evidence=-3.0)]).points[1] == pytest.approx([30.0, 110.0])
 
 
