@@ -205,7 +205,3 @@ class _Version(argparse.Action):
 def _complain(error: object, code: int) -> int:
     print(f"kbc: {error}", file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -401,7 +401,7 @@ def test_completion_knows_every_command_and_option(capsys: pytest.CaptureFixture
 
 def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     """The real process, interrupted while it matches: exit code 130, one line, no files."""
-    command = [sys.executable, "-m", "kbc.cli", "demo", "--pairs", "24", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "kbc", "demo", "--pairs", "24", "--out", str(tmp_path)]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -423,7 +423,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 def test_a_closed_pipe_is_no_traceback() -> None:
     done = subprocess.run(
-        f"'{sys.executable}' -m kbc.cli completion fish | head -n 1", shell=True, capture_output=True, text=True
+        f"'{sys.executable}' -m kbc completion fish | head -n 1", shell=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == "# fish completion for kbc"
     assert done.stderr == ""

@@ -246,13 +246,13 @@ def hog_plan(root: Path) -> Plan:
 
 def test_a_killed_process_leaves_whole_lines_and_the_next_finishes(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = launch(["kbc.cli"], root, out)
+    process = launch(["kbc"], root, out)
     until = time.monotonic() + 60
     while not list(out.glob("pairs*.jsonl")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    process = launch(["kbc.cli"], root, out)
+    process = launch(["kbc"], root, out)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 0, said
     assert len(read_outcomes(out)) == 12
@@ -264,7 +264,7 @@ def test_torchrun_with_two_gloo_processes_merges_exactly(root: Path, tmp_path: P
     one, two = tmp_path / "one", tmp_path / "two"
     single = hog_plan(root)
     execute(single, one, single.open())
-    module = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kbc.cli"]
+    module = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kbc"]
     process = launch(module, root, two)
     said = process.communicate(timeout=180)[0]
     assert process.returncode == 0, said
