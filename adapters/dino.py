@@ -1,7 +1,8 @@
-"""DINOv2 and DINOv3 through transformers: patch tokens become a feature map, compared by `kbc.features`."""
+"""DINO, DINOv2 and DINOv3 through transformers: patch tokens become a feature map, compared by `kbc.features`."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -37,7 +38,7 @@ def load(
     download: bool = False,
     device: str | torch.device = "cpu",
 ) -> FeatureMatcher | Letterboxed:
-    """A DINOv2 or DINOv3 vision transformer as a matcher.
+    """A DINO, DINOv2 or DINOv3 vision transformer as a matcher.
 
     Args:
         model: a local folder with `config.json` and safetensors weights, or a model id.
@@ -90,10 +91,13 @@ def encoder(
     patch, depth = int(config.patch_size), int(config.num_hidden_layers)
     first = 1 + int(getattr(config, "num_register_tokens", 0) or 0)
     norm = getattr(network, "layernorm", None) or getattr(network, "norm", None)
+    # A plain ViT, as the first DINO is, refuses any size but its own unless told to stretch its position code.
+    stretches = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
+    told = {"interpolate_pos_encoding": True} if stretches else {}
 
     def encode(images: Tensor) -> Tensor:
         mean, std = (images.new_tensor(values)[:, None, None] for values in statistics)
-        output = network(pixel_values=(images - mean) / std, output_hidden_states=layer < depth)
+        output = network(pixel_values=(images - mean) / std, output_hidden_states=layer < depth, **told)
         tokens = output.last_hidden_state
         if layer < depth:
             tokens = output.hidden_states[layer]

@@ -25,9 +25,9 @@ from kbc.types import Pair
 transformers = pytest.importorskip("transformers", reason="needs the extra: pip install kbc[dino]")
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-KINDS = ("dinov2", "registers", "dinov3")
-FIRST = {"dinov2": 1, "registers": 5, "dinov3": 5}
-PATCH = {"dinov2": 14, "registers": 14, "dinov3": 16}
+KINDS = ("dino", "dinov2", "registers", "dinov3")
+FIRST = {"dino": 1, "dinov2": 1, "registers": 5, "dinov3": 5}
+PATCH = {"dino": 8, "dinov2": 14, "registers": 14, "dinov3": 16}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "registers": transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**v2)),
             "dinov3": transformers.DINOv3ViTModel(
                 transformers.DINOv3ViTConfig(patch_size=16, num_register_tokens=4, intermediate_size=64, **SMALL)
+            ),
+            "dino": transformers.ViTModel(
+                transformers.ViTConfig(image_size=56, patch_size=8, intermediate_size=64, **SMALL)
             ),
         }
         for name, model in models.items():
@@ -58,7 +61,8 @@ def inside(folder: Path, images: torch.Tensor, layer: int) -> Any:
     left: list[Any] = []
     layers[layer - 1].register_forward_hook(lambda module, inputs, output: left.append(output))
     with torch.inference_mode():
-        network(pixel_values=(images - mean) / std)
+        stretched = {"interpolate_pos_encoding": True} if folder.name == "dino" else {}
+        network(pixel_values=(images - mean) / std, **stretched)
         tokens = left[0][0] if isinstance(left[0], tuple) else left[0]
         return (network.layernorm if hasattr(network, "layernorm") else network.norm)(tokens)
 
