@@ -67,7 +67,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Tensors of a .safetensors file by name, on the CPU. Errors as `load_weights`."""
     import torch
 
-    path = Path(path)
+    path = as_path(path, "path")
     header, start = _read_header(path)
     data = bytearray(path.read_bytes()[start:])
     tensors: dict[str, torch.Tensor] = {}
@@ -85,7 +85,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The `__metadata__` strings of a .safetensors file, without reading its tensors. Errors as `load_weights`."""
-    header, _ = _read_header(Path(path))
+    header, _ = _read_header(as_path(path, "path"))
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise DataError(must_be("weights", "a safetensors file whose metadata are strings", repr(str(path))))

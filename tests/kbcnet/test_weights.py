@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kbc.errors import DataError, InputError
-from kbc.weights import load_metadata, load_weights, save_safetensors
+from kbc.weights import load_metadata, load_safetensors, load_weights, save_safetensors
 
 TENSORS = {
     "half": torch.arange(3).half(),
@@ -87,6 +87,9 @@ def test_missing_unknown_and_tensorless_files(tmp_path: Path) -> None:
     (tmp_path / "w.onnx").write_bytes(b"x")
     with pytest.raises(InputError, match=r"\.safetensors"):
         load_weights(tmp_path / "w.onnx")
+    for read in (load_weights, load_safetensors, load_metadata):
+        with pytest.raises(InputError, match="must be a path, received 5"):
+            read(5)  # type: ignore[arg-type]
     (tmp_path / "page.pth").write_text("<html>please sign in</html>")
     with pytest.raises(DataError, match="begins with b'<html>"):
         load_weights(tmp_path / "page.pth")
