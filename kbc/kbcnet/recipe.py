@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kbc.errors import InputError, must_be
 from kbc.kbcnet.config import ModelConfig, parse
@@ -36,6 +37,9 @@ class Recipe(BaseModel):
         ema: decay of the averaged weights.
         blend: where the result lies between the initial weights (0) and the averaged ones (1). Below one it keeps more
             of what the features knew of things not trained on (Wortsman et al., arXiv 2109.01903).
+        late_size, late_start: side of the views after this share of the steps, instead of `Views.size`: small views
+            teach most of what there is to learn at a fraction of the cost, larger ones the detail (cf. Touvron et al.,
+            arXiv 1906.06423). Not with a `pool`.
         decoder_start: share of the steps before the decoder runs; features learn faster without it.
         plain_weight, end_point_weight: weights of the loss on the features' own correlation and of the distance term;
             the loss on the refined correlation has weight one.
@@ -64,6 +68,8 @@ class Recipe(BaseModel):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
     blend: Annotated[float, Field(gt=0, le=1)] = 1.0
+    late_size: Annotated[int, Field(ge=32)] | None = None
+    late_start: Annotated[float, Field(ge=0, le=1)] = 0.7
     decoder_start: Annotated[float, Field(ge=0, le=1)] = 0.0
     plain_weight: Annotated[float, Field(ge=0)] = 0.5
     end_point_weight: Annotated[float, Field(ge=0)] = 0.1
@@ -71,6 +77,12 @@ class Recipe(BaseModel):
     validate_every: Annotated[int, Field(ge=1)] = 200
     validate_pairs: Annotated[int, Field(ge=0)] = 64
     save_every: Annotated[int, Field(ge=1)] = 200
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.pool is not None and self.late_size is not None:
+            raise ValueError(must_be("late_size", "left out with a pool, whose pairs are drawn once", self.late_size))
+        return self
 
     @property
     def frozen_backbone(self) -> bool:
@@ -84,6 +96,21 @@ class Recipe(BaseModel):
         if len(mix) != len(self.data):
             raise InputError(must_be("mix", f"one number per entry of data ({len(self.data)})", mix))
         return tuple(share / sum(mix) for share in mix)
+
+    @property
+    def late_data(self) -> tuple[ScenesData | PhotosData, ...]:
+        """`data` with the views of the last steps."""
+        if self.late_size is None:
+            return self.data
+        return tuple(
+            data.model_copy(update={"views": data.views.model_copy(update={"size": self.late_size})})
+            for data in self.data
+        )
+
+    @property
+    def first_late(self) -> int:
+        """Index of the first training pair that is one of `late_data`."""
+        return math.ceil(self.late_start * self.steps) * self.batch
 
     def digest(self) -> str:
         """Of everything that decides the weights: a run resumes only under the same recipe."""

@@ -2,7 +2,7 @@
 
 KBC is the augmentation (Jin & Li, arXiv 2404.02678, train with it): both sides are cut around their keypoints' box at
 about the same scale, with jitter in margin, scale, aspect and place. A share of wide framings keeps the network able to
-find the object in a whole image. Proportions and ranges are our choice.
+find the object in a whole image, and a cropped object in a wide view. Proportions and ranges are our choice.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Views(BaseModel):
         size: side of the crops, pixels.
         kbc: cut around the keypoints; without it every view is the whole image (an ablation).
         wide: share of pairs framed widely although `kbc` is on.
+        one_sided: share of the wide pairs in which only the target is wide, as when a crop is looked for in an image.
         margin: range of (side of the crop) / (longest side of the keypoints' box), the same for both images of a pair.
         wide_margin: the same for wide framings.
         scale_jitter, aspect_jitter: standard deviation of the log of each image's own factor.
@@ -65,6 +66,7 @@ class Views(BaseModel):
     size: Annotated[int, Field(ge=32)] = 128
     kbc: bool = True
     wide: Annotated[float, Field(ge=0, le=1)] = 0.3
+    one_sided: Annotated[float, Field(ge=0, le=1)] = 0.0
     margin: tuple[float, float] = (1.2, 2.4)
     wide_margin: tuple[float, float] = (2.4, 8.0)
     scale_jitter: Annotated[float, Field(ge=0)] = 0.15
@@ -79,6 +81,7 @@ class ScenesData(BaseModel):
     Attributes:
         object_fraction: range of the figure's longest side over the image's, as `kbc.data.scenes.scene_pair` takes it.
         heights: image heights that are drawn from; the width is 4/3 of it.
+        often: relative frequency of some categories; of the others it is 1.
         views_per_scene: successive pairs that are views of the same scene, which costs more to draw than to look at.
     """
 
@@ -89,6 +92,7 @@ class ScenesData(BaseModel):
     views: Views = Views()
     object_fraction: tuple[float, float] = (0.08, 0.4)
     heights: tuple[int, ...] = (240, 360, 480)
+    often: dict[str, Annotated[float, Field(gt=0)]] = {}
     views_per_scene: Annotated[int, Field(ge=1)] = 2
 
 
@@ -143,6 +147,10 @@ class SceneSource:
         points = {name: render(name, 0, size_hw=(32, 32)).names for name in categories()}
         self.names = [f"{category}/{point}" for category, found in points.items() for point in found]
         self.first = {category: self.names.index(f"{category}/{found[0]}") for category, found in points.items()}
+        if not set(data.often) <= set(points):
+            raise InputError(must_be("often", f"about some of {', '.join(points)}", sorted(data.often)))
+        shares = np.array([data.often.get(category, 1.0) for category in points])
+        self._shares = shares / shares.sum()
         self._drawn: tuple[int, ScenePair] | None = None
 
     def __call__(self, index: int) -> Sample:
@@ -156,9 +164,15 @@ class SceneSource:
         from kbc.data.scenes import scene_pair
 
         if self._drawn is None or self._drawn[0] != number:
-            height = int(np.random.default_rng([self.data.seed, number, 5]).choice(self.data.heights))
-            size_hw = (height, height * 4 // 3)
-            scene = scene_pair([self.data.seed, number], size_hw=size_hw, object_fraction=self.data.object_fraction)
+            data, rng = self.data, np.random.default_rng([self.data.seed, number, 5])
+            height = int(rng.choice(data.heights))
+            category = str(rng.choice(list(self.first), p=self._shares)) if data.often else None
+            scene = scene_pair(
+                [data.seed, number],
+                size_hw=(height, height * 4 // 3),
+                object_fraction=data.object_fraction,
+                category=category,
+            )
             self._drawn = (number, scene)
         return self._drawn[1]
 
@@ -235,8 +249,11 @@ def framed_pair(
     """Cut both images of an annotated pair as `views` says."""
     wide = bool(rng.random() < views.wide)
     margin = float(np.exp(rng.uniform(*np.log(views.wide_margin if wide else views.margin))))
+    margins = [margin, margin]
+    if wide and views.one_sided and rng.random() < views.one_sided:
+        margins[0] = float(np.exp(rng.uniform(*np.log(views.margin))))
     crops, points = [], []
-    for image, keypoints in sides:
+    for (image, keypoints), margin in zip(sides, margins, strict=True):
         window = training_window(rng, keypoints, image.shape[:2], margin, views)
         crops.append(_recoloured(rng, window.cut(image, LINEAR), views.colour))
         points.append(np.where(window.box.contains(keypoints)[:, None], window.to_window(keypoints), np.nan))

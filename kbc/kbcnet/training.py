@@ -72,10 +72,12 @@ class Mixture(Dataset[dict[str, Tensor]]):
 
     def __init__(self, recipe: Recipe, environment: dict[str, str]) -> None:
         self._made_from = (recipe, environment)
-        self.sources: list[PairSource] = [pair_source(data, environment) for data in recipe.data]
+        early: list[PairSource] = [pair_source(data, environment) for data in recipe.data]
+        late = early if recipe.late_size is None else [pair_source(data, environment) for data in recipe.late_data]
+        self.sources, self.first_late = (early, late), recipe.first_late
         self.seed, self.shares = recipe.seed, recipe.shares
-        self.names = [name for source in self.sources for name in source.names]
-        self.first = np.cumsum([0, *(len(source.names) for source in self.sources)])
+        self.names = [name for source in early for name in source.names]
+        self.first = np.cumsum([0, *(len(source.names) for source in early)])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Worker processes open the data anew instead of receiving caches and locks."""
@@ -86,9 +88,10 @@ class Mixture(Dataset[dict[str, Tensor]]):
         parts (K,) int64, which named point of `names` each is, −1 where it has no name.
         """
         at = 0
-        if len(self.sources) > 1:  # neighbours share a source, so that views of one scene stay together
-            at = int(np.random.default_rng([self.seed, index // 2, 3]).choice(len(self.sources), p=self.shares))
-        sample = self.sources[at](index)
+        sources = self.sources[index >= self.first_late]
+        if len(sources) > 1:  # neighbours share a source, so that views of one scene stay together
+            at = int(np.random.default_rng([self.seed, index // 2, 3]).choice(len(sources), p=self.shares))
+        sample = sources[at](index)
         return {
             "source": torch.from_numpy(np.ascontiguousarray(sample.source.transpose(2, 0, 1))),
             "target": torch.from_numpy(np.ascontiguousarray(sample.target.transpose(2, 0, 1))),
@@ -303,7 +306,9 @@ class _Run:
 
     def _batches(self, start: int, end: int) -> Iterator[dict[str, Any]]:
         recipe = self.recipe
-        chosen = [indices_of(recipe, step)[self.rank :: self.world] for step in range(start, end)]
+        share = recipe.batch // self.world  # side by side, so that views of one scene stay in one process
+        own = slice(self.rank * share, (self.rank + 1) * share)
+        chosen = [indices_of(recipe, step)[own] for step in range(start, end)]
         if self.pool is not None:
             for indices in chosen:
                 yield self._to_device(self.pool.batch(indices))

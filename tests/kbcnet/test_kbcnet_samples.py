@@ -48,6 +48,29 @@ def test_a_scene_pair_is_determined_by_its_index() -> None:
     assert not equal(first(4), SceneSource(data.model_copy(update={"seed": 1}))(4))
 
 
+def test_categories_come_as_often_as_asked() -> None:
+    data = ScenesData(kind="scenes", views=Views(size=64), heights=(64,), views_per_scene=1, often={"lamp": 21.0})
+    source = SceneSource(data)
+    drawn = [source.names[source(index).parts.max()].split("/")[0] for index in range(24)]
+    assert drawn.count("lamp") >= 12  # 21 of 28 on average
+    assert len(set(drawn)) > 1
+    with pytest.raises(InputError, match=r"`often` must be about some of .*person.*received \['bat'\]"):
+        SceneSource(data.model_copy(update={"often": {"bat": 2.0}}))
+
+
+def test_a_one_sided_wide_pair_shows_a_crop_and_a_wide_view() -> None:
+    image = np.zeros((400, 400, 3), np.uint8)
+    points = np.array([[180.0, 180.0], [220.0, 180.0], [200.0, 220.0]])
+    views = Views(size=64, wide=1.0, margin=(1.5, 1.5), wide_margin=(6.0, 6.0), scale_jitter=0.0, aspect_jitter=0.0)
+    shares = []
+    for one_sided in (0.0, 1.0):
+        changed = views.model_copy(update={"one_sided": one_sided})
+        sample = framed_pair(np.random.default_rng(0), [(image, points), (image, points)], np.arange(3), changed)
+        sides = (known(sample.keypoints), known(sample.target_keypoints))
+        shares.append([float(np.ptp(side, axis=0).max()) / 64 for side in sides])
+    np.testing.assert_allclose(shares, [[1 / 6, 1 / 6], [1 / 1.5, 1 / 6]], rtol=0.02)
+
+
 def test_named_points_are_distinct_per_category() -> None:
     source = SceneSource(ScenesData(kind="scenes", views=Views(size=64, wide=0.0), heights=(96,)))
     assert len(set(source.names)) == len(source.names)

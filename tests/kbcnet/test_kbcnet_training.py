@@ -19,7 +19,7 @@ from kbc.errors import DataError, InputError
 from kbc.kbcnet import command
 from kbc.kbcnet.checkpoint import empty_network, load_checkpoint
 from kbc.kbcnet.recipe import CONFIGS, Recipe, read_recipe
-from kbc.kbcnet.training import Options, TrainingError, _Run, indices_of, learning_rate, train
+from kbc.kbcnet.training import HELD_OUT, Mixture, Options, TrainingError, _Run, indices_of, learning_rate, train
 from kbc.resnet import ResNet
 from kbc.weights import load_metadata, load_safetensors
 
@@ -135,6 +135,18 @@ def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], kind:
     names = [name for name in first if name.startswith(kind)]
     a, b = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (first, second))
     return float((a - b).norm() / a.norm())
+
+
+def test_the_last_steps_see_larger_views_and_a_stop_in_between_changes_nothing(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=5, late_size=96, late_start=0.5)
+    pairs = Mixture(recipe, {})
+    sides = [pairs[index]["source"].shape[-1] for index in (0, 11, 12, 19, HELD_OUT)]
+    assert sides == [64, 64, 96, 96, 96]  # steps 0 … 2, steps 3 and 4, validation
+    whole = train(recipe, options(tmp_path / "whole"))
+    train(recipe, options(tmp_path / "parts", stop_after=3))
+    assert same(whole, train(recipe, options(tmp_path / "parts")))
+    with pytest.raises(ValueError, match="`late_size` must be left out with a pool"):
+        small_recipe(late_size=96, pool=8)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
