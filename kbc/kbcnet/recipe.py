@@ -100,12 +100,8 @@ class Recipe(BaseModel):
     @property
     def late_data(self) -> tuple[ScenesData | PhotosData, ...]:
         """`data` with the views of the last steps."""
-        if self.late_size is None:
-            return self.data
-        return tuple(
-            data.model_copy(update={"views": data.views.model_copy(update={"size": self.late_size})})
-            for data in self.data
-        )
+        sized = [data.views.model_copy(update={"size": self.late_size or data.views.size}) for data in self.data]
+        return tuple(data.model_copy(update={"views": views}) for data, views in zip(self.data, sized, strict=True))
 
     @property
     def first_late(self) -> int:

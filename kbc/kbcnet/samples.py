@@ -248,16 +248,21 @@ def framed_pair(
 ) -> Sample:
     """Cut both images of an annotated pair as `views` says."""
     wide = bool(rng.random() < views.wide)
-    margin = float(np.exp(rng.uniform(*np.log(views.wide_margin if wide else views.margin))))
-    margins = [margin, margin]
+    margins = [_drawn_margin(rng, views.wide_margin if wide else views.margin)] * 2
+    # Without one-sided pairs nothing is drawn for them: a recipe's pairs stay what they were.
     if wide and views.one_sided and rng.random() < views.one_sided:
-        margins[0] = float(np.exp(rng.uniform(*np.log(views.margin))))
+        margins[0] = _drawn_margin(rng, views.margin)
     crops, points = [], []
     for (image, keypoints), margin in zip(sides, margins, strict=True):
         window = training_window(rng, keypoints, image.shape[:2], margin, views)
         crops.append(_recoloured(rng, window.cut(image, LINEAR), views.colour))
         points.append(np.where(window.box.contains(keypoints)[:, None], window.to_window(keypoints), np.nan))
     return _sample(rng, crops, points, parts)
+
+
+def _drawn_margin(rng: np.random.Generator, between: tuple[float, float]) -> float:
+    """Log-uniform."""
+    return float(np.exp(rng.uniform(*np.log(between))))
 
 
 def training_window(
@@ -283,8 +288,7 @@ def warped_pair(rng: np.random.Generator, image: Image, keypoints: Points, views
     1703.05593); ranges are our choice.
     """
     cv2 = require_cv2()
-    margin = float(np.exp(rng.uniform(*np.log(views.margin))))
-    window = training_window(rng, keypoints, image.shape[:2], margin, views)
+    window = training_window(rng, keypoints, image.shape[:2], _drawn_margin(rng, views.margin), views)
     size = views.size
     crop = window.cut(image, LINEAR)
     field = _warp_field(rng, size)

@@ -23,13 +23,7 @@ from kbc.kbcnet.training import HELD_OUT, Mixture, Options, TrainingError, _Run,
 from kbc.resnet import ResNet
 from kbc.weights import load_metadata, load_safetensors
 
-SCRIPT = """
-import argparse, sys
-from kbc.kbcnet import command
-parser = argparse.ArgumentParser()
-command.configure(parser)
-sys.exit(command.run(parser.parse_args()))
-"""
+TRAIN = ["-m", "kbc", "train", "kbcnet"]
 
 
 def options(out: Path, **changes: object) -> Options:
@@ -91,10 +85,9 @@ def test_the_result_lies_between_the_initial_and_the_trained_weights(tmp_path: P
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     recipe = small_recipe(steps=24, validate_pairs=0)
     config = write_recipe(recipe, tmp_path / "recipe.json")
-    (tmp_path / "train.py").write_text(SCRIPT)
     out = tmp_path / "killed"
-    arguments = ["kbcnet", "--config", str(config), "--out", str(out), "--workers", "0", "--threads", "1", "--quiet"]
-    process = subprocess.Popen([sys.executable, str(tmp_path / "train.py"), *arguments])
+    arguments = [*TRAIN, "--config", str(config), "--out", str(out), "--workers", "0", "--threads", "1", "--quiet"]
+    process = subprocess.Popen([sys.executable, *arguments])
     waited = time.monotonic() + 100
     while not (out / "last.safetensors").exists() and time.monotonic() < waited and process.poll() is None:
         time.sleep(0.01)
@@ -114,10 +107,9 @@ def test_workers_do_not_change_the_weights(tmp_path: Path) -> None:
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     recipe = small_recipe(steps=4, validate_pairs=0)
     config = write_recipe(recipe, tmp_path / "recipe.json")
-    (tmp_path / "train.py").write_text(SCRIPT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = ["kbcnet", "--config", str(config), "--out", str(tmp_path / "two"), "--workers", "0", "--quiet"]
-    done = subprocess.run([*torchrun, str(tmp_path / "train.py"), *arguments], capture_output=True, text=True)
+    arguments = [*TRAIN, "--config", str(config), "--out", str(tmp_path / "two"), "--workers", "0", "--quiet"]
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     train(recipe, options(tmp_path / "one"))
     # The averaged gradients agree to rounding. Weights agree less: where a gradient is zero but for rounding (a bias
