@@ -3,7 +3,8 @@
 from kbc.ops.conv4d import Activation, Backend, Padding, center_pivot_conv4d
 from kbc.ops.cpu import empty_channels_last
 from kbc.ops.modules import CenterPivotConv4d, CenterPivotStack, Conv4d
-from kbc.ops.query_rows import Layer, query_rows
+from kbc.ops.query_rows import query_rows
+from kbc.ops.streaming import Layer
 
 __all__ = [
     "Activation",

@@ -7,7 +7,6 @@ the ratio of medians over the eager reference formulation (permute â†’ conv2d â†
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kbc.files import output_file, write_json
 from kbc.ops.conv4d import Backend, center_pivot_conv4d
 from kbc.ops.modules import CenterPivotConv4d, CenterPivotStack
 
@@ -349,14 +349,14 @@ def run(args: argparse.Namespace) -> int:
     if args.peak:
         print(_peak_bytes(args.peak, args.side))
         return 0
+    if args.json not in (None, "-"):
+        output_file(args.json, "json")  # before minutes of work
     rows = bench_conv4d(quick=args.quick)
     found = {"environment": environment(), "rows": [{**asdict(row), "verdict": row.verdict} for row in rows]}
-    if args.json == "-":
-        print(json.dumps(found, indent=1, ensure_ascii=False))
-        return 0
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(environment(), table(rows), sep="\n\n")
+    if args.json is not None:
+        write_json(found, args.json, "json")
+    if args.json != "-":
+        print(environment(), table(rows), sep="\n\n")
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -58,7 +59,7 @@ def center_pivot_conv4d(
     Definition: HSNet, arXiv 2104.01538; free choice of p, kernels of two sizes and the layouts are our choice.
 
     Args:
-        x: (B, C, Ha, Wa, Hb, Wb), fp32, bf16, fp16 or fp64.
+        x: (B, C, Ha, Wa, Hb, Wb), fp32, bf16, fp16 or fp64; on the meta device only shapes are computed.
         weight_a: (O, C, Kh, Kw), the kernel on the a-grid, odd or even, its two sides need not agree.
         weight_b: (O, C, Kh', Kw'), the kernel on the b-grid.
         bias: (O,) or None.
@@ -74,7 +75,7 @@ def center_pivot_conv4d(
         (B, O, Ha, Wa, ceil(Hb/sh), ceil(Wb/sw)), the dtype of x. Under autocast: the autocast dtype (fp64 is kept).
 
     Raises:
-        InputError: a shape, dtype, device, stride, padding, activation or backend that does not fit.
+        InputError: no tensor, or a shape, dtype, device, stride, padding, activation or backend that does not fit.
     """
     spec = check_layer(x, weight_a, weight_b, bias, stride=stride, padding=padding, activation=activation)
     tensors = autocast_arguments(x, weight_a, weight_b, bias)
@@ -256,8 +257,10 @@ def check_layer(
     activation: Activation,
 ) -> Spec:
     """Check one layer's arguments against each other; kinds (dtype, device) are checked after autocast."""
-    if x.dim() != 6:
-        raise InputError(must_be("x", "(B, C, Ha, Wa, Hb, Wb)", tuple(x.shape), "add the missing dimensions"))
+    check_grid(x)
+    for name, given in (("weight_a", weight_a), ("weight_b", weight_b), ("bias", bias)):
+        if given is not None:
+            check_tensor(name, given)
     for name, weight in (("weight_a", weight_a), ("weight_b", weight_b)):
         if weight.dim() != 4 or 0 in weight.shape:
             raise InputError(must_be(name, "(O, C, Kh, Kw) with no empty side", tuple(weight.shape)))
@@ -271,26 +274,47 @@ def check_layer(
         )
     if bias is not None and tuple(bias.shape) != (o,):
         raise InputError(must_be("bias", f"({o},) or None", tuple(bias.shape), "give one value per output channel"))
-    if 0 in x.shape[1:]:
-        raise InputError(must_be("x", "at least one channel and one cell a side", tuple(x.shape)))
     if activation not in (None, "relu"):
         raise InputError(must_be("activation", "None or 'relu'", repr(activation), "apply others to the result"))
     sides = (*weight_a.shape[-2:], *weight_b.shape[-2:])
     return Spec(check_stride(stride), check_offsets(padding, sides), activation == "relu")
 
 
+def check_tensor(name: str, given: object) -> None:
+    """Arrays are not converted: it would hide a copy, and where the result lives."""
+    if not isinstance(given, Tensor) or given.layout != torch.strided:
+        kind = given.layout if isinstance(given, Tensor) else type(given).__name__
+        raise InputError(must_be(name, "a dense torch tensor", kind, "convert it first"))
+
+
+def check_grid(x: Tensor) -> None:
+    """Check that x is (B, C, Ha, Wa, Hb, Wb) with nothing empty but perhaps the batch."""
+    check_tensor("x", x)
+    if x.dim() != 6:
+        raise InputError(must_be("x", "(B, C, Ha, Wa, Hb, Wb)", tuple(x.shape), "add the missing dimensions"))
+    if 0 in x.shape[1:]:
+        raise InputError(must_be("x", "at least one channel and one cell a side", tuple(x.shape)))
+
+
+def whole_numbers(name: str, given: object, count: int, expected: str, hint: str = "") -> tuple[int, ...]:
+    """`count` positive whole numbers from as many, or from one for all."""
+    values = tuple(given) if isinstance(given, Sequence) else (given,) * count
+    numbers = [int(v) for v in values if isinstance(v, Integral) and not isinstance(v, bool)]
+    if not len(numbers) == len(values) == count or min(numbers) < 1:
+        raise InputError(must_be(name, expected, repr(given), hint))
+    return tuple(numbers)
+
+
 def check_stride(stride: int | Sequence[int]) -> tuple[int, int]:
     """(sh, sw) on the b-grid from one number or two."""
-    pair = (stride, stride) if isinstance(stride, int) else tuple(stride)
-    if len(pair) != 2 or not all(isinstance(s, int) and s >= 1 for s in pair):
-        hint = "the a-grid has no stride: give the b-grid's alone"
-        raise InputError(must_be("stride", "a positive whole number or (sh, sw)", repr(stride), hint))
-    return int(pair[0]), int(pair[1])
+    hint = "the a-grid has no stride: give the b-grid's alone"
+    sh, sw = whole_numbers("stride", stride, 2, "a positive whole number or (sh, sw)", hint)
+    return sh, sw
 
 
 def check_offsets(padding: Padding, sides: Sequence[int]) -> tuple[int, int, int, int]:
     """The kernel element on the position, per axis (ah, aw, bh, bw), for kernels with these sides."""
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         ah, aw, bh, bw = ((k - 1) // 2 for k in sides)
         return ah, aw, bh, bw
     if isinstance(padding, bool) or not isinstance(padding, int) or not 0 <= padding < min(sides):
@@ -314,7 +338,7 @@ def autocast_arguments(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """What autocast does to a conv2d's arguments; a custom operator is not on its list."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return x, weight_a, weight_b, bias
     to = torch.get_autocast_dtype(kind)
     return x.to(to), weight_a.to(to), weight_b.to(to), None if bias is None else bias.to(to)

@@ -244,7 +244,7 @@ def grad_input(grad: Tensor, shape: Sequence[int], weight_a: Tensor, weight_b: T
 
 
 def grad_weights(grad: Tensor, x: Tensor, weight_a: Tensor, weight_b: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
-    """conv2d's weight gradients on views; the sums are taken in `working_dtype`."""
+    """conv2d's weight gradients on views, computed in `working_dtype`; what is added up here is added up in fp32."""
     kind, given = working_dtype(x), weight_a.dtype
     xl, gl = channels_last(x).to(kind), channels_last(grad).to(kind)
     weight_a, weight_b = weight_a.to(kind), weight_b.to(kind)
@@ -278,7 +278,7 @@ def _grad_weight_a(grad: Tensor, x: Tensor, weight: Tensor, spec: Spec) -> Tenso
         x = F.pad(x, (0, 0, 0, 0, aw, kw - 1 - aw))
         pad = 0
     row = weight[:, :, :1].transpose(2, 3)  # Kw lies along the images' height: (O, C, Kw, 1)
-    found = weight.new_zeros((kh, *row.shape))
+    found = weight.new_zeros((kh, *row.shape), dtype=torch.promote_types(weight.dtype, torch.float32))
     for i in range(kh):
         to, of = _shift(i - ah, ha, ha)
         for one_grad, one_x in zip(grad, x, strict=True):
@@ -295,12 +295,13 @@ def _one_output_grad_weights(
     (kah, kaw), (kbh, kbw) = weight_a.shape[-2:], weight_b.shape[-2:]
     b, ha, wa, hb, wb, c = x.shape
     taps = kah * kaw + kbh * kbw
-    total = x.new_zeros((taps, c))
+    kind = torch.promote_types(x.dtype, torch.float32)
+    total = x.new_zeros((taps, c), dtype=kind)
     rows = strip_rows(grad[..., None], weight_a, weight_b)
     for item in range(b):
         for first in range(0, ha, rows):
             strip = x[item, first : first + rows]
-            planes = x.new_zeros((taps, *strip.shape[:-1]))
+            planes = x.new_zeros((taps, *strip.shape[:-1]), dtype=kind)
             for t in range(kah * kaw):
                 i, j = divmod(t, kaw)
                 of_h, to_h = _shift(i - ah - first, ha, strip.shape[0])
@@ -311,7 +312,7 @@ def _one_output_grad_weights(
                 of_h, to_h = _shift(i - bh, hb, hb)
                 of_w, to_w = _shift(j - bw, wb, wb)
                 planes[kah * kaw + t, :, :, to_h, to_w] = grad[item, first : first + rows, :, of_h, of_w]
-            total.addmm_(planes.view(taps, -1), strip.reshape(-1, c))
+            total.addmm_(planes.view(taps, -1), strip.reshape(-1, c).to(kind))
     whole = torch.contiguous_format  # an operator's results share no memory
     da = total[: kah * kaw].t().clone(memory_format=whole)
     db = total[kah * kaw :].t().clone(memory_format=whole)

@@ -7,12 +7,76 @@ memory is the output plus a few rows. Our choice.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kbc.ops import cpu
-from kbc.ops.conv4d import Spec
-from kbc.ops.query_rows import Layer, cast_layers, check_chain
+from kbc.ops.conv4d import (
+    Activation,
+    Backend,
+    Padding,
+    Spec,
+    autocast_arguments,
+    center_pivot_conv4d,
+    check_kinds,
+    check_layer,
+)
+
+
+class Layer(NamedTuple):
+    """One layer of a stack: the arguments of `center_pivot_conv4d` besides x."""
+
+    weight_a: Tensor
+    weight_b: Tensor
+    bias: Tensor | None = None
+    stride: int | Sequence[int] = 1
+    padding: Padding = "same"
+    activation: Activation = None
+    backend: Backend = "auto"
+
+
+def one_layer(x: Tensor, layer: Layer) -> Tensor:
+    """`center_pivot_conv4d` with a layer's arguments."""
+    return center_pivot_conv4d(
+        x,
+        *layer[:3],
+        stride=layer.stride,
+        padding=layer.padding,
+        activation=layer.activation,
+        backend=layer.backend,
+    )
+
+
+def streams(x: Tensor, layers: Sequence[Layer]) -> bool:
+    """Whether the layers can run together: on the CPU, nothing to differentiate, no other backend asked for."""
+    tensors = [x, *(tensor for layer in layers for tensor in layer[:3] if tensor is not None)]
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return x.device.type == "cpu" and not wanted and all(layer.backend in ("auto", "torch") for layer in layers)
+
+
+def cast_layers(x: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, list[Layer]]:
+    """x and the layers as autocast would have them."""
+    casted = []
+    for layer in layers:
+        _, weight_a, weight_b, bias = autocast_arguments(x, layer.weight_a, layer.weight_b, layer.bias)
+        casted.append(layer._replace(weight_a=weight_a, weight_b=weight_b, bias=bias))
+    return autocast_arguments(x, *layers[0][:3])[0], casted
+
+
+def check_chain(x: Tensor, layers: Sequence[Layer]) -> list[Spec]:
+    """Check each layer against what the one before gives, without computing anything."""
+    shape = tuple(x.shape)
+    specs = []
+    for layer in layers:
+        blank = x.new_empty((1,)).expand(shape)
+        check_kinds(blank, layer.weight_a, layer.weight_b, layer.bias)
+        spec = check_layer(blank, *layer[:3], stride=layer.stride, padding=layer.padding, activation=layer.activation)
+        specs.append(spec)
+        sh, sw = spec.stride
+        shape = (shape[0], layer.weight_a.shape[0], *shape[2:4], -(-shape[4] // sh), -(-shape[5] // sw))
+    return specs
 
 
 class _Stage:

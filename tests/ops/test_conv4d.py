@@ -159,6 +159,26 @@ def test_half_precision_without_the_detour(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(layer(x), detour, rtol=2e-2, atol=6e-2)
 
 
+@pytest.mark.parametrize(("channels", "outputs", "batch"), [(16, 16, 16), (16, 1, 8), (5, 1, 30), (3, 4, 32)])
+def test_half_precision_weight_gradients_are_added_up_in_fp32(
+    channels: int, outputs: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of one sign: a sum in bf16 stops growing. A rounding of each summand and of the sum is allowed."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(cpu, "STRIP_BYTES", 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((batch, channels, 6, 6, 6, 6), generator=generator) + 0.5
+    grad = torch.rand((batch, outputs, 6, 6, 6, 6), generator=generator)
+    weights = [torch.randn((outputs, channels, 3, 3), generator=generator) for _ in range(2)]
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        a, b = (weight.bfloat16().to(dtype).requires_grad_() for weight in weights)
+        y = center_pivot_conv4d(x.bfloat16().to(dtype), a, b)
+        found.append(torch.autograd.grad(y, (a, b), grad.bfloat16().to(dtype)))
+    for exact, rounded in zip(*found, strict=True):
+        assert float((rounded.double() - exact).abs().max() / exact.abs().max()) < 6e-3  # in bf16: up to 2e-2
+
+
 def test_output_is_channels_last_and_small_sizes_work() -> None:
     layer = CenterPivotConv4d(3, 5, stride=2)
     y = layer(torch.randn(2, 3, 1, 4, 3, 1))
@@ -286,14 +306,44 @@ W = torch.zeros(4, 2, 3, 3)
         (lambda: center_pivot_conv4d(X.double(), W, W), "`weight_a` must be torch.float64"),
         (lambda: center_pivot_conv4d(X.int(), W.int(), W.int()), "`x` must be fp32"),
         (lambda: center_pivot_conv4d(X, W.to("meta"), W), "`weight_a` must be .*on cpu"),
+        (lambda: center_pivot_conv4d(X.to("meta"), W, W), "`weight_a` must be .*on meta"),
+        (lambda: center_pivot_conv4d(X.numpy(), W, W), "`x` must be a dense torch tensor, received ndarray"),
+        (lambda: center_pivot_conv4d(X.to_sparse(), W, W), "`x` must be a dense torch tensor"),
+        (lambda: center_pivot_conv4d(X, W.numpy(), W), "`weight_a` must be a dense torch tensor"),
+        (lambda: center_pivot_conv4d(X, W, W, W[:, 0, 0, 0].numpy()), "`bias` must be a dense torch tensor"),
+        (lambda: center_pivot_conv4d(X, W, W, stride=1.5), "`stride` must be .*received 1.5"),
+        (lambda: center_pivot_conv4d(X, W, W, stride=None), "`stride` must be"),
+        (lambda: center_pivot_conv4d(X, W, W, padding=1.0), "`padding` must be"),
         (lambda: CenterPivotConv4d(0, 1), "`in_channels` must be"),
+        (lambda: CenterPivotConv4d(1, 1, 3.0), "`kernel_size` must be .*received 3.0"),
+        (lambda: CenterPivotConv4d(1, 1, (3, 3, 3, 0)), "`kernel_size` must be"),
+        (lambda: CenterPivotConv4d(1, 1, (3, 3, 3, 2.5)), "`kernel_size` must be"),
         (lambda: CenterPivotConv4d(1, 1, (3, 3)), "`kernel_size` must be"),
         (lambda: CenterPivotConv4d(1, 1, 2, padding=2), "`padding` must be"),
         (lambda: CenterPivotConv4d(1, 1, activation="gelu"), "`activation` must be"),
         (lambda: CenterPivotStack((3,)), "`channels` must be"),
         (lambda: CenterPivotStack((3, 1), kernel_size=(3, 3)), "`kernel_size` must be"),
+        (lambda: CenterPivotStack((3, 1), kernel_size=3.0), "`kernel_size` must be"),
+        (lambda: CenterPivotStack((3, 1), stride=1.5), "`stride` must be"),
+        (lambda: CenterPivotStack(3), "`channels` must be"),
+        (lambda: CenterPivotStack((2, 1))(X.numpy()), "`x` must be a dense torch tensor"),
+        (lambda: CenterPivotStack((2, 1)).query_rows(X.numpy(), [0]), "`x` must be a dense torch tensor"),
+        (lambda: Conv4d(2, 1)(X[0]), r"`x` must be \(B, C, Ha, Wa, Hb, Wb\)"),
+        (lambda: Conv4d(3, 1)(X), "`x` must be of 3 channels.*received 2,"),
+        (lambda: Conv4d(2, 1)(X.double()), "`x` must be .*torch.float32"),
+        (lambda: Conv4d(2, 1, 2.5), "`kernel_size` must be"),
     ],
 )
 def test_wrong_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_on_the_meta_device_only_shapes_are_computed(backend: str) -> None:
+    x, w = X.to("meta"), W.to("meta")
+    y = center_pivot_conv4d(x, w, w, stride=2, backend=backend)  # type: ignore[arg-type]
+    assert (y.device.type, y.shape) == ("meta", (1, 4, 3, 3, 2, 2))
+    stack = CenterPivotStack((2, 3, 1)).to("meta")
+    assert stack(x).shape == (1, 1, 3, 3, 3, 3)
+    assert stack.query_rows(x, [0, 4]).shape == (1, 2, 1, 3, 3)

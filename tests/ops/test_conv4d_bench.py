@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from kbc.errors import InputError
 from kbc.ops import bench
 
 
@@ -31,6 +33,16 @@ def test_every_goal_has_a_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         gpu = [row for row in rows if row["name"].startswith("H200")]
         assert len(gpu) == 4
         assert all("not measured: no CUDA device" in row["note"] and row["found"] is None for row in gpu)
+
+
+def test_where_the_result_goes_is_checked_before_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "bench_conv4d", lambda **_: pytest.fail("measured first"))
+    with pytest.raises(InputError, match="`json` must be in a folder"):
+        bench.main(["conv4d", "--json", str(tmp_path / "nowhere" / "bench.json")])
+    row = bench.GoalRow("a", 2, 3, 2.5)
+    monkeypatch.setattr(bench, "bench_conv4d", lambda **_: [row])
+    assert bench.main(["conv4d", "--json", str(tmp_path / "bench.json")]) == 0
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"][0]["verdict"] == "target met"
 
 
 def test_table() -> None:

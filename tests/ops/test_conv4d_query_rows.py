@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kbc.errors import InputError
-from kbc.ops import CenterPivotStack, Layer, cpu, query_rows
+from kbc.ops import CenterPivotStack, Layer, conv4d, cpu, query_rows
 from kbc.ops.query_rows import rectangles
 
 STACKS = [
@@ -81,6 +81,41 @@ def test_only_needed_cells_are_computed(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(computed) == 2 * (25 + 9 + 1)  # two far cells, each with its own neighbourhood and nothing between
 
 
+def test_where_most_cells_are_needed_the_whole_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scattered cells would make a rectangle each; three layers of a small grid are three calls."""
+    calls = []
+    plain = cpu.cross
+    monkeypatch.setattr(cpu, "cross", lambda *args: calls.append(1) or plain(*args))  # type: ignore[func-returns-value]
+    stack = CenterPivotStack((1, 2, 2, 1))
+    x = torch.randn(1, 1, 12, 12, 3, 3)
+    rows = [a * 12 + b for a in range(0, 12, 4) for b in range(0, 12, 4)]
+    with torch.no_grad():
+        found = stack.query_rows(x, rows)
+        assert len(calls) == 3
+        torch.testing.assert_close(found, whole(stack, x, torch.tensor(rows)))
+        calls.clear()
+        stack.query_rows(x, rows[:2])
+        assert len(calls) > 3
+
+
+@pytest.mark.parametrize("grads", [True, False])
+def test_a_layers_backend_is_honoured(grads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    plain = conv4d._reference
+    monkeypatch.setattr(conv4d, "_reference", lambda *args: calls.append(1) or plain(*args))  # type: ignore[func-returns-value]
+    stack = CenterPivotStack((1, 2, 2, 1))
+    x = torch.randn(1, 1, 5, 6, 3, 3)
+    for layer in stack.layers[:2]:
+        layer.backend = "reference"  # type: ignore[assignment]
+    with torch.set_grad_enabled(grads):
+        found = stack.query_rows(x, [0, 17])
+        assert len(calls) == 2
+        torch.testing.assert_close(found, whole(stack, x, torch.tensor([0, 17])))
+        stack.layers[2].backend = "cudnn"  # type: ignore[assignment]
+        with pytest.raises(InputError, match="`backend` must be"):
+            stack.query_rows(x, [0])
+
+
 def test_rectangles_cover_a_mask_once() -> None:
     generator = torch.Generator().manual_seed(0)
     for share in (0.1, 0.5, 0.95):
@@ -100,7 +135,7 @@ def test_no_rows() -> None:
     assert stack.query_rows(torch.randn(0, 2, 3, 3, 5, 5), [1]).shape == (0, 1, 4, 2, 2)
 
 
-@pytest.mark.parametrize("rows", [[9], [-1], [0.5], [[0], [1], [2]], [[[0]]]], ids=str)
+@pytest.mark.parametrize("rows", [[9], [-1], [0.5], [[0], [1], [2]], [[[0]]], [[0], [1, 2]], "ab", None], ids=str)
 def test_wrong_rows_are_named(rows: list) -> None:
     with pytest.raises(InputError, match="`rows` must be"):
         CenterPivotStack((2, 1)).query_rows(torch.zeros(2, 2, 3, 3, 2, 2), rows)
