@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kbc.errors import InputError, MatcherError, must_be
 from kbc.geometry import Points, Window, as_size, cell_centres, defined
 from kbc.images import Image, fingerprint
+from kbc.registry import usable_device
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -45,6 +46,20 @@ class Grid:
     def to_pixels(self, cells: Tensor) -> Tensor:
         """Fractional cells (…, 2) in input pixels."""
         return cells * self.stride + self.offset
+
+    @property
+    def patches(self) -> bool:
+        """Whether the cells are patches, side by side from the edge on."""
+        return abs(self.offset - (self.stride - 1) / 2) < 1e-6
+
+    def covers(self, side: int, cells: int) -> bool:
+        """Whether this many cells are what the grid gives of an input side of this many pixels.
+
+        Patches: as many as fit. Others: the cells lie about as far from one edge as from the other.
+        """
+        if self.patches:
+            return cells == int(side / self.stride + 1e-6)
+        return cells > 0 and abs(self.offset - (side - 1 - (cells - 1) * self.stride) / 2) <= self.stride / 2
 
 
 class FeatureMatcher:
@@ -186,7 +201,7 @@ class FeatureMatcher:
 
         stride = self.grid.stride
         tiled = (round(size_hw[0] / stride), round(size_hw[1] / stride))
-        if tuple(values.shape[-2:]) == tiled and abs(self.grid.offset - (stride - 1) / 2) < 1e-6:
+        if tuple(values.shape[-2:]) == tiled and self.grid.patches:
             return values
         rows, columns = tiled[0] * 2, tiled[1] * 2
         x, y = cell_centres((rows, columns), size_hw)
@@ -213,13 +228,16 @@ class FeatureMatcher:
 
         if not isinstance(maps, torch.Tensor) or maps.ndim != 4 or maps.shape[0] != count:
             shape = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
-            raise MatcherError(f"`encode` of matcher {self.name!r} must give ({count}, C, h, w), received {shape}")
-        stride, offset = self.grid.stride, self.grid.offset
+            text = f"`encode` of matcher {self.name!r} must give ({count}, C, h, w), received {shape}"
+            if isinstance(shape, tuple) and len(shape) == 3:
+                text += "; tokens (B, N, C) without [CLS] become a map by .transpose(1, 2).reshape(B, C, h, w)"
+            raise MatcherError(text)
         for side, cells in zip(size_hw, maps.shape[2:], strict=True):
-            if abs(offset - (side - 1 - (cells - 1) * stride) / 2) > stride:  # the cells do not cover the input
+            if not self.grid.covers(side, cells):
                 raise MatcherError(
-                    f"`encode` of matcher {self.name!r} must give a cell every {stride:g} px of its {size_hw[0]}×"
-                    f"{size_hw[1]} input, received {maps.shape[2]}×{maps.shape[3]} cells; is `stride` right?"
+                    f"`encode` of matcher {self.name!r} must give a cell every {self.grid.stride:g} px of its "
+                    f"{size_hw[0]}×{size_hw[1]} input, received {maps.shape[2]}×{maps.shape[3]} cells, one every "
+                    f"{side / cells:.4g} px; is it `stride={side / cells:.4g}`?"
                 )
         if not bool(torch.isfinite(maps).all()):
             raise MatcherError(f"`encode` of matcher {self.name!r} must give finite features, received NaN or infinity")
@@ -275,7 +293,7 @@ def from_features(
     Args:
         encode: (B, 3, H, W) float tensor on `device` → (B, C, h, w). Features are kept by the image's pixels: call
             `clear_cache()` on the matcher when the weights change.
-        stride: input pixels per cell.
+        stride: input pixels per cell. Where the answers lie depends on it: a map of another stride is refused.
         size: what images are stretched to, (height, width) or the side of a square, input pixels.
         offset: input pixel of the first cell's centre; (stride − 1)/2 by default (patches); 0 for ResNets.
         name: for messages and reports.
@@ -284,13 +302,17 @@ def from_features(
         cache_bytes: bound on cached features; least recently used images are dropped first.
 
     Raises:
-        InputError: a stride or size that is not positive.
+        InputError: `encode` is no function, a stride or size that is not positive, a device that is not there.
     """
+    if not callable(encode):
+        expected = "a function (B, 3, H, W) -> (B, C, h, w)"
+        raise InputError(must_be("encode", expected, type(encode).__name__, "give what computes the features"))
     size_hw = as_size(size)
     if stride <= 0 or min(size_hw) < stride:
         raise InputError(must_be("size", f"at least one stride ({stride} px)", size_hw))
     grid = Grid(float(stride), (stride - 1) / 2 if offset is None else float(offset))
-    return FeatureMatcher(encode, grid, size_hw, name=name, normalise=normalise, device=device, cache_bytes=cache_bytes)
+    where = usable_device(device)
+    return FeatureMatcher(encode, grid, size_hw, name=name, normalise=normalise, device=where, cache_bytes=cache_bytes)
 
 
 def _voted(source: Tensor, target: Tensor, cells: Tensor) -> Tensor:

@@ -109,6 +109,7 @@ def test_votes_move_a_point_to_where_its_neighbours_went() -> None:
     [
         (lambda images: images[:, :, 0], r"\(1, C, h, w\), received \(1, 3, 128\)"),
         (lambda images: torch.zeros(2, 4, 8, 8), r"received \(2, 4, 8, 8\)"),
+        (lambda images: torch.zeros(1, 64, 4), r"\(1, 64, 4\); tokens .*reshape\(B, C, h, w\)"),
         (lambda images: None, "NoneType"),
         (lambda images: torch.full((1, 4, 8, 8), torch.nan), "NaN"),
     ],
@@ -132,6 +133,44 @@ def test_a_wrong_stride_is_refused_before_it_gives_wrong_places() -> None:
     pair = Pair(draw_scene(1), draw_scene(2), [[10.0, 10.0]])
     with pytest.raises(MatcherError, match=r"a cell every 16 px of its 128×128 input, received 16×16 cells"):
         wrong.match([pair])
+
+
+@pytest.mark.parametrize(
+    ("stride", "offset", "implied"),
+    [(4, None, 8), (7, None, 8), (9, None, 8), (7, 0.0, 8), (9.5, 0.0, 8)],
+)
+def test_a_stride_near_the_right_one_is_refused_with_what_the_output_implies(
+    stride: float, offset: float | None, implied: float
+) -> None:
+    wrong = kbc.from_features(patch_means, stride, size=256, offset=offset)
+    pair = Pair(draw_scene(1), draw_scene(2), [[10.0, 10.0]])
+    with pytest.raises(MatcherError, match=rf"one every {implied:g} px; is it `stride={implied:g}`\?"):
+        wrong.match([pair])
+
+
+@pytest.mark.parametrize(
+    ("stride", "offset", "side", "cells"),
+    [
+        (16, 7.5, 256, 16),
+        (16, 7.5, 250, 15),  # what is left of the last patch is left out
+        (256 / 30, (256 / 30 - 1) / 2, 256, 30),
+        (16, 0.0, 256, 16),  # a ResNet, padded alike on both sides
+        (16, 0.0, 250, 16),
+        (16, 0.0, 257, 17),
+        (17, 0.0, 256, 16),  # from edge to edge
+    ],
+)
+def test_every_grid_that_can_be_is_taken(stride: float, offset: float, side: int, cells: int) -> None:
+    assert Grid(stride, offset).covers(side, cells)
+    assert not Grid(stride, offset).covers(side, cells + 2)
+    assert not Grid(stride, offset).covers(side, cells - 2)
+
+
+def test_what_is_no_encoder_and_a_device_that_is_not_there_are_refused_at_once() -> None:
+    with pytest.raises(InputError, match=r"`encode` must be a function .*, received Tensor"):
+        kbc.from_features(torch.zeros(1, 4, 8, 8), 16)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`device` must be one that torch can use here, received 'cuda:99'"):
+        kbc.from_features(patch_means, 8, device="cuda:99")
 
 
 def test_clearing_the_cache_asks_the_encoder_again() -> None:
