@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -120,9 +120,10 @@ def hypercolumns(
 
     Hypercolumns: Hariharan et al., arXiv 1411.5752; the equal weighting of the layers is our choice.
     """
-    chosen = tuple(int(layer) for layer in ((layers,) if isinstance(layers, int) else layers))
-    if not chosen or any(layer not in STRIDES for layer in chosen):
-        raise InputError(must_be("layers", "some of 1, 2, 3, 4", layers))
+    given = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else (layers,)
+    if not given or any(layer not in list(STRIDES) for layer in given):
+        raise InputError(must_be("layers", "some of 1, 2, 3, 4", repr(layers), "for instance layers=2,3 in the shell"))
+    chosen = tuple(map(int, given))
     if weights is None:
         raise InputError(must_be("weights", "a path, or 'imagenet'", None))
     network = resnet(name, weights).to(device)

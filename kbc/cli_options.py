@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
 import io
 import json
@@ -52,13 +53,13 @@ def kbc_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def key_values(given: list[str], argument: str = "--option") -> dict[str, Any]:
-    """key=value pairs; values are read as JSON (numbers, true, [1, 2]) and else kept as text.
+    """key=value pairs; values are read as JSON (numbers, true, [1, 2]) or as Python (True, 2,3) and else kept as text.
 
     Raises:
         InputError: no "=", an empty key, or a key given twice.
 
-    >>> key_values(["size=320", "weights=a.pth", "layers=[2, 3]"])
-    {'size': 320, 'weights': 'a.pth', 'layers': [2, 3]}
+    >>> key_values(["size=320", "weights=a.pth", "votes=false", "download=False", "layers=2,3"])
+    {'size': 320, 'weights': 'a.pth', 'votes': False, 'download': False, 'layers': (2, 3)}
     """
     found: dict[str, Any] = {}
     for entry in given:
@@ -68,11 +69,28 @@ def key_values(given: list[str], argument: str = "--option") -> dict[str, Any]:
             raise InputError(must_be(argument, "KEY=VALUE", repr(entry), "for instance size=320"))
         if key in found:
             raise InputError(must_be(argument, f"given once per key, and {key!r} is given twice", repr(entry)))
-        try:
-            found[key] = json.loads(text)
-        except json.JSONDecodeError:
-            found[key] = text
+        found[key] = _value(text)
     return found
+
+
+def _value(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever a path may provoke
+            continue
+    return text
+
+
+def as_typed(value: object) -> str:
+    """A value as one types it: what `key_values` reads back.
+
+    >>> [as_typed(value) for value in (False, None, "cpu", (2, 3), 0.5)]
+    ['false', 'null', 'cpu', '2,3', '0.5']
+    """
+    if isinstance(value, (list, tuple)) and len(value) > 1:
+        return ",".join(map(as_typed, value))
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def parse_box(text: str | None, argument: str) -> Box | None:
@@ -90,14 +108,29 @@ def parse_box(text: str | None, argument: str) -> Box | None:
         raise InputError(must_be(argument, "four numbers x0,y0,x1,y1 in that order", repr(text))) from error
 
 
-def parse_points(text: str) -> Points:
-    """Points (N, 2) from "x,y x,y …" or from a .json or .csv file.
+POINTS_HELP = """\
+points are in the source photograph's pixels, (0, 0) the centre of the top-left
+one, given as
+  "120,80 134,92"  x,y with spaces between points
+  points.csv       two columns x, y; or a first line that names the columns,
+                   such as id,x,y,v: x and y are needed, v is read, others are
+                   passed over. Empty fields: no such point
+  points.json      [[x, y], ...] or [[x, y, v], ...], null for no such point;
+                   or an object with that under "keypoints" or "points"
+v (or visible) is COCO's visibility: 0 is no such point, 1 and 2 are points. A
+point that is not there keeps its place and gets no answer."""
 
-    JSON holds [[x, y], …] (null for an undefined point), or an object with such a list under "keypoints" or "points".
-    CSV holds x and y as its first two columns, or in columns named x and y; empty fields are an undefined point.
+
+def parse_points(text: str) -> Points:
+    """Points (N, 2) from "x,y x,y …" or from a .json or .csv file; the order is kept.
+
+    JSON holds [[x, y], …] or [[x, y, v], …], null for an undefined point, or an object with that under "keypoints" or
+    "points". CSV holds two columns x, y, or a first line that names its columns: x, y, perhaps v or visible, and more
+    that is passed over; empty fields are an undefined point. v is COCO's visibility: 0 makes a point undefined.
 
     Raises:
-        InputError: no points, something that is not a number, or a file that cannot be read.
+        InputError: no points, something that is not a number, columns that cannot be told apart, or a file that cannot
+            be read.
 
     >>> parse_points("120,80 134.5,92").tolist()
     [[120.0, 80.0], [134.5, 92.0]]
@@ -121,6 +154,8 @@ def _from_file(path: Path) -> object:
         ) from error
     if path.suffix.lower() == ".csv":
         return _from_csv(content, path)
+    if not content.strip():
+        raise InputError(must_be("--points", "a JSON file with points", f"the empty file {str(path)!r}"))
     try:
         data = json.loads(content)
     except json.JSONDecodeError as error:
@@ -132,29 +167,51 @@ def _from_file(path: Path) -> object:
         data = found
     if not isinstance(data, list) or not data:
         raise InputError(must_be("--points", "a JSON list of points [[x, y], …]", f"{type(data).__name__} in {path}"))
-    return [[np.nan, np.nan] if point is None or None in point else point for point in data if _is_row(point, path)]
-
-
-def _is_row(point: object, path: Path) -> bool:
-    if point is None or (isinstance(point, list) and len(point) == 2):
-        return True
-    raise InputError(must_be("--points", "a JSON list of points [[x, y], …]", f"the entry {point!r} in {path}"))
+    return [_point(entry, path) for entry in data]
 
 
 def _from_csv(content: str, path: Path) -> object:
     rows = [row for row in csv.reader(io.StringIO(content)) if any(field.strip() for field in row) or len(row) > 1]
-    columns = (0, 1)
-    if rows and not any(_is_number(field) for field in rows[0]):
-        header = [field.strip().lower() for field in rows.pop(0)]
-        if "x" in header and "y" in header:
-            columns = (header.index("x"), header.index("y"))
+    columns, form = ["x", "y"], "two columns x, y, or a first line that names more, such as id,x,y"
+    if rows and not all(map(_is_number, rows[0])):
+        columns = [field.strip().lower() for field in rows.pop(0)]
+        form = f"the columns {', '.join(columns)}"
+        if not {"x", "y"} <= set(columns):
+            raise InputError(must_be("--points", "a CSV file with columns named x and y", f"{form} in {path}"))
     if not rows:
         raise InputError(must_be("--points", "a CSV file with points", f"no rows in {str(path)!r}"))
-    try:
-        return [[float(row[c]) if row[c].strip() else np.nan for c in columns] for row in rows]
-    except (ValueError, IndexError) as error:
-        raise InputError(must_be("--points", "a CSV file with two columns x, y", f"{str(path)!r} ({error})")) from error
+    wanted = [columns.index(name) for name in ("x", "y", *({"v", "visible"} & set(columns)))]
+    points = []
+    for row in rows:
+        if len(row) != len(columns) or not all(_is_number(row[c]) for c in wanted):
+            received = f"the row {','.join(row)!r} in {path}"
+            raise InputError(must_be("--points", f"a CSV file with numbers in {form}", received))
+        points.append(_point([_number(row[c]) for c in wanted], path))
+    return points
+
+
+def _point(entry: object, path: Path) -> object:
+    """x and y of [x, y] or [x, y, v], NaN where there is none."""
+    if entry is None or (isinstance(entry, list) and None in entry[:2]):
+        return [np.nan, np.nan]
+    if not isinstance(entry, list) or len(entry) not in (2, 3) or (len(entry) == 3 and entry[2] not in (0, 1, 2)):
+        hint = "v is the visibility 0, 1 or 2" if isinstance(entry, list) else "a flat list has to be grouped"
+        expected = "a list of points [[x, y], …] or [[x, y, v], …]"
+        raise InputError(must_be("--points", expected, f"the entry {entry!r} in {path}", hint))
+    return [np.nan, np.nan] if entry[2:] == [0] else entry[:2]
+
+
+_WORDS = {"": None, "false": 0.0, "true": 1.0}
+
+
+def _number(text: str) -> float | None:
+    word = text.strip().lower()
+    return _WORDS[word] if word in _WORDS else float(word)
 
 
 def _is_number(text: str) -> bool:
-    return not text.strip() or re.fullmatch(_NUMBER, text.strip()) is not None
+    try:
+        _number(text)
+    except ValueError:
+        return False
+    return True

@@ -30,7 +30,8 @@ def load_matcher(name: str, **options: Any) -> Matcher:
         options: what that matcher takes, e.g. `weights=`, `size=`, `checkout=`, `checkpoint=`, `device=`.
 
     Raises:
-        InputError: an unknown name or option; the message gives the nearest known ones.
+        InputError: an unknown name or option (the message gives the nearest known ones), or a value that a builder's
+            switch (a bool) cannot have.
         MissingDependencyError: the matcher needs an optional package.
     """
     known = _found()
@@ -42,6 +43,9 @@ def load_matcher(name: str, **options: Any) -> Matcher:
     for option in options:
         if option not in parameters and not takes_any:
             raise InputError(must_be("options", f"ones that {name!r} takes", repr(option), nearest(option, parameters)))
+    for option, value in options.items():
+        if option in parameters and _is_switch(parameters[option]) and not isinstance(value, bool):
+            raise InputError(must_be(option, "true or false", repr(value), "text would always count as true"))
     missing = [
         key
         for key, p in parameters.items()
@@ -54,6 +58,10 @@ def load_matcher(name: str, **options: Any) -> Matcher:
     if options.get("device") is not None:
         usable_device(options["device"])  # before anything is read from disk for it
     return cast(Matcher, builder(**options))
+
+
+def _is_switch(parameter: inspect.Parameter) -> bool:
+    return parameter.annotation in (bool, "bool") or isinstance(parameter.default, bool)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

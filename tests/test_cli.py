@@ -74,6 +74,14 @@ def test_text_that_is_not_points_is_refused(text: str) -> None:
         ("p.csv", "x,y\n1,2\n,\n3.5,4\n"),
         ("p.csv", "name,y,x\nnose,2,1\ntail,,\near,4,3.5\n"),
         ("p.csv", "\ufeffx,y\n1,2\n,\n3.5,4\n\n"),
+        ("p.csv", "id,X, Y\n7,1,2\n8,,\n9,3.5,4\n"),
+        ("p.csv", ",x,y\n0,1,2\n1,,\n2,3.5,4\n"),  # as pandas writes an index
+        ("p.csv", "1,2\nnan,nan\n3.5,4\n"),
+        ("p.csv", "x,y,v\n1,2,2\n9,9,0\n3.5,4,1\n"),
+        ("p.csv", "visible,x,y\nTrue,1,2\nFalse,9,9\ntrue,3.5,4\n"),
+        ("p.csv", "x,y,v\n1,2,2.0\n,,\n3.5,4,1.0\n"),
+        ("p.json", "[[1, 2, 2], [0, 0, 0], [3.5, 4, 1]]"),
+        ("p.json", '{"keypoints": [[1, 2, 2], [null, null, 0], [3.5, 4]]}'),
     ],
 )
 def test_points_are_read_from_files(tmp_path: Path, name: str, content: str) -> None:
@@ -95,6 +103,17 @@ def test_points_are_read_from_files(tmp_path: Path, name: str, content: str) -> 
         ("p.csv", "x,y\n", "no rows"),
         ("p.csv", "1\n2\n", "two columns"),
         ("p.csv", "1,2\n3,four\n", "two columns"),
+        ("p.csv", "id,px,py\n1,2,3\n", "columns named x and y, received the columns id, px, py in"),
+        ("p.csv", "nose,1,2\ntail,3,4\n", "columns named x and y, received the columns nose, 1, 2 in"),
+        ("p.csv", "0,412,300\n1,460,310\n", "first line that names more, such as id,x,y, received the row '0,412,300'"),
+        ("p.csv", "1,2\n3\n", "received the row '3'"),
+        ("p.csv", "name,x,y\nnose, left,1,2\n", "the columns name, x, y, received the row 'nose, left,1,2'"),
+        ("p.csv", "x,y,v\n1,2,0.93\n", r"the entry \[1.0, 2.0, 0.93\] in .*; v is the visibility 0, 1 or 2"),
+        ("p.csv", "x,y,v\n1,2,\n", r"the entry \[1.0, 2.0, None\]"),
+        ("p.csv", "x,y,v\n1,2,yes\n", "received the row '1,2,yes'"),
+        ("p.json", "", "a JSON file with points, received the empty file"),
+        ("p.json", "[1, 2, 2, 3, 4, 2]", "the entry 1 in .*grouped"),
+        ("p.json", "[[1, 2, 0.93]]", r"the entry \[1, 2, 0.93\] in .*; v is the visibility 0, 1 or 2"),
     ],
 )
 def test_broken_points_files_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -111,6 +130,30 @@ def test_a_points_file_that_is_not_there_is_named() -> None:
 def test_options_keep_their_types() -> None:
     found = key_values(["size=320", "weights=a=b.pth", "layers=[2,3]", "fast=true", "half-size=1.5"])
     assert found == {"size": 320, "weights": "a=b.pth", "layers": [2, 3], "fast": True, "half_size": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("False", False),
+        ("false", False),
+        ("True", True),
+        ("None", None),
+        ("null", None),
+        ("2,3", (2, 3)),
+        ("(2, 3)", (2, 3)),
+        ("[2,3]", [2, 3]),
+        ("facebook/dinov2-base", "facebook/dinov2-base"),
+        ("weights/a-1.pth", "weights/a-1.pth"),
+        ("no", "no"),
+        ("", ""),
+        ("{[]: 1}", "{[]: 1}"),
+        ("(" * 400, "(" * 400),
+    ],
+)
+def test_values_are_read_as_people_write_them(text: str, value: object) -> None:
+    (found,) = key_values([f"key={text}"]).values()
+    assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize("given", [["size"], ["=3"], ["a=1", "a=2"]])
