@@ -10,10 +10,9 @@ from torch.nn import functional
 
 from kbc.errors import InputError, must_be
 from kbc.features import Grid
-from kbc.kbcnet.config import ModelConfig
+from kbc.kbcnet.config import GROUPS, ModelConfig
 from kbc.resnet import ResNet, resnet
 
-_GROUPS = 8
 _ORIENTATIONS = 8
 _EDGE_SCALES = (4, 2, 1)  # pixels per gradient: a stride-4 cell holds 1, 4 or 16 of them
 
@@ -35,7 +34,7 @@ class TinyBackbone(nn.Module):
         for index, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             step: list[nn.Module] = [nn.Conv2d(widths[index - 1], width, 2, 2)] if index else []
             residuals = [_Residual(width) for _ in range(count)]
-            self.layers.append(nn.Sequential(*step, nn.GroupNorm(_GROUPS, width), *residuals))
+            self.layers.append(nn.Sequential(*step, nn.GroupNorm(GROUPS, width), *residuals))
 
     def forward(self, images: Tensor, layers: tuple[int, ...]) -> dict[int, Tensor]:
         """(B, 3, H, W) → {layer: (B, C, H/2^(layer+1), W/2^(layer+1))}, rounded down."""
@@ -83,7 +82,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1, self.norm2 = nn.GroupNorm(_GROUPS, width), nn.GroupNorm(_GROUPS, width)
+        self.norm1, self.norm2 = nn.GroupNorm(GROUPS, width), nn.GroupNorm(GROUPS, width)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norm1(self.conv1(torch.relu(x))))
@@ -97,19 +96,28 @@ class Backbone(nn.Module):
     Attributes:
         channels: of the three maps, finest first.
         learned_coarse: the coarsest map comes from a learned stride-2 block, because the weights end before it.
+        unused: prefixes of the names of the whole network's tensors that are left out: layers beyond the deepest one.
     """
 
     def __init__(self, config: ModelConfig, *, learned_coarse: bool = False) -> None:
         super().__init__()
         self.layers = config.layers
         self.learned_coarse = learned_coarse
+        # Layers beyond the deepest one are made and dropped: what is drawn after them stays that of the recipe's seed.
+        deepest = config.layers[1 if learned_coarse else 2]
         self.network: TinyBackbone | ResNet
         if config.backbone == "tiny":
             self.network = TinyBackbone(config.widths, config.blocks)
             widths = {index: width for index, width in enumerate(config.widths, start=1)}
+            self.unused = tuple(f"layers.{index}." for index in range(deepest, len(config.widths)))
+            del self.network.layers[deepest:]
         else:
             self.network = ResNet(config.backbone)
             widths = self.network.channels
+            self.unused = tuple(f"layer{layer}." for layer in range(deepest + 1, 5))
+            for name in self.unused:
+                delattr(self.network, name.rstrip("."))
+            self.network.available = tuple(range(1, deepest + 1))
         self.channels = tuple(widths[layer] for layer in config.layers)
         self._patches = config.backbone == "tiny"
         self.coarser: nn.Module | None = None
@@ -174,16 +182,20 @@ def resnet_weights(config: ModelConfig, weights: str | Path) -> tuple[dict[str, 
 def align(maps: Tensor, grid: Grid, to: Grid, size_hw: tuple[int, int]) -> Tensor:
     """Bilinear values of a map at the cell centres of another grid; edges are repeated.
 
+    Places are computed in float32 whatever the map is: bfloat16 has no whole numbers beyond 256.
+
     Args:
         maps: (B, C, h, w) on `grid`.
         grid, to: where the cells of the two grids lie in the same input.
         size_hw: (height, width) of the other grid in cells.
 
     Returns:
-        (B, C, height, width).
+        (B, C, height, width), the dtype of `maps`.
     """
+    values = maps.to(torch.promote_types(maps.dtype, torch.float32))
     height, width = maps.shape[-2:]
-    y, x = (grid.to_cells(to.to_pixels(torch.arange(n, dtype=maps.dtype, device=maps.device))) for n in size_hw)
+    y, x = (grid.to_cells(to.to_pixels(torch.arange(n, dtype=values.dtype, device=maps.device))) for n in size_hw)
     x, y = (x + 0.5) * 2 / width - 1, (y + 0.5) * 2 / height - 1
     at = torch.stack([x.expand(size_hw), y[:, None].expand(size_hw)], dim=-1)
-    return functional.grid_sample(maps, at.expand(maps.shape[0], -1, -1, -1), "bilinear", "border", align_corners=False)
+    at = at.expand(maps.shape[0], -1, -1, -1)
+    return functional.grid_sample(values, at, "bilinear", "border", align_corners=False).to(maps.dtype)

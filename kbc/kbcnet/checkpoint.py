@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ class Card(BaseModel):
 def save_checkpoint(
     path: str | Path, network: Network, *, training: dict[str, Any] | None = None, with_backbone: bool = True
 ) -> None:
-    """Write `<path>` (.safetensors) and the JSON beside it.
+    """Write the tensors (.safetensors, added to a path without it) and the JSON beside them.
 
     Args:
         with_backbone: False leaves out a frozen backbone's weights, which have a licence and a file of their own; its
             digest is kept so that another backbone is refused.
     """
-    path = Path(path)
+    tensors, described = _files(path)
     state = network.state_dict()
     digest = None
     if not with_backbone:
@@ -62,24 +63,24 @@ def save_checkpoint(
         backbone_digest=digest,
         training=training or {},
     )
-    save_safetensors(path, state, {"format": FORMAT})
-    write_json(card.model_dump(mode="json"), path.with_suffix(".json"))
+    save_safetensors(tensors, state, {"format": FORMAT})
+    write_json(card.model_dump(mode="json"), described)
 
 
 def load_checkpoint(path: str | Path, backbone_weights: str | Path | None = None) -> tuple[Network, Card]:
     """The network of a checkpoint, on the CPU, in eval mode.
 
     Args:
-        path: the .safetensors or the .json file.
+        path: the .safetensors or the .json file, or the name that both share.
         backbone_weights: of the ResNet, for a checkpoint that does not hold them.
 
     Raises:
         InputError: no such file, or backbone weights missing or not asked for.
-        DataError: damaged, of another program, incomplete, or trained with other backbone weights.
+        DataError: damaged, of another program or of a newer kbc, incomplete, or trained with other backbone weights.
     """
-    path = Path(path).with_suffix(".safetensors")
-    card = read_card(path.with_suffix(".json"))
-    state = load_safetensors(path)
+    tensors, described = _files(path)
+    card = read_card(described)
+    state = load_safetensors(tensors)
     network = empty_network(card.model, learned_coarse=card.learned_coarse)
     if card.backbone_digest is not None:
         if backbone_weights is None:
@@ -91,7 +92,7 @@ def load_checkpoint(path: str | Path, backbone_weights: str | Path | None = None
             raise DataError(must_be("backbone_weights", "the ones this checkpoint was trained with", received))
     elif backbone_weights is not None:
         raise InputError(must_be("backbone_weights", "None: the checkpoint holds its own", repr(str(backbone_weights))))
-    fill(network, state, str(path), without_backbone=card.backbone_digest is not None)
+    fill(network, state, str(tensors), without_backbone=card.backbone_digest is not None)
     return network.eval(), card
 
 
@@ -101,23 +102,37 @@ def read_card(path: str | Path) -> Card:
     if not path.is_file():
         raise InputError(must_be("weights", "a KBCNet checkpoint with its .json", repr(str(path)), "check the path"))
     try:
-        card = Card.model_validate_json(path.read_bytes())
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(must_be("weights", "a KBCNet checkpoint", f"{str(path)!r}: {error}")) from error
+    written = values.get("format", FORMAT) if isinstance(values, dict) else FORMAT
+    if written != FORMAT:  # asked first: a newer form may have other fields
+        hint = "a newer kbc wrote it: update kbc" if str(written).startswith("kbcnet-") else ""
+        raise DataError(must_be("weights", f"a KBCNet checkpoint of format {FORMAT}", repr(written), hint))
+    try:
+        return Card.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise DataError(must_be("weights", "a KBCNet checkpoint", f"{str(path)!r}: {where}: {first['msg']}")) from error
-    if card.format != FORMAT:
-        raise DataError(must_be("weights", f"of format {FORMAT}", repr(card.format), "update kbc"))
-    return card
+
+
+def _files(path: str | Path) -> tuple[Path, Path]:
+    """The tensors' and the JSON's file of a checkpoint; a name may have dots of its own ("run.v1")."""
+    path = Path(path)
+    name = path.stem if path.suffix in (".safetensors", ".json") else path.name
+    return path.with_name(f"{name}.safetensors"), path.with_name(f"{name}.json")
 
 
 def fill(network: Network, state: dict[str, Tensor], where: str, *, without_backbone: bool = False) -> None:
     """Copy a state dict into a network.
 
     Raises:
-        DataError: tensors are missing, left over, or of another shape.
+        DataError: tensors are missing, left over (but for backbone layers that are not used), or of another shape.
     """
     own = network.state_dict()
+    unused = tuple(_NETWORK + name for name in network.backbone.unused)
+    state = {name: value for name, value in state.items() if not name.startswith(unused)}
     wanted = {name for name in own if not (without_backbone and name.startswith(_NETWORK))}
     missing, strange = sorted(wanted - set(state)), sorted(set(state) - set(own))
     wrong = sorted(name for name in wanted & set(state) if own[name].shape != state[name].shape)
@@ -131,8 +146,10 @@ def fill(network: Network, state: dict[str, Tensor], where: str, *, without_back
 
 
 def put_backbone(network: Network, state: dict[str, Tensor]) -> None:
-    """Copy a whole ResNet's state dict into a network's backbone."""
-    network.backbone.network.load_state_dict(state)
+    """Copy a ResNet's state dict, whole or as deep as it is used, into a network's backbone."""
+    backbone = network.backbone
+    used = {name: value for name, value in state.items() if not name.startswith(backbone.unused)}
+    backbone.network.load_state_dict(used)
 
 
 def empty_network(config: ModelConfig, *, learned_coarse: bool = False, seed: int = 0) -> Network:
@@ -144,11 +161,8 @@ def empty_network(config: ModelConfig, *, learned_coarse: bool = False, seed: in
 
 def backbone_digest(network: Network) -> str:
     """Of the ResNet layers that are used: the same for a truncated and for a whole weight file."""
-    backbone = network.backbone
-    last = backbone.layers[1] if backbone.learned_coarse else backbone.layers[2]
-    unused = tuple(f"layer{layer}." for layer in range(last + 1, 5))
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(backbone.network.state_dict().items()):
-        if not name.startswith(unused) and not name.endswith("num_batches_tracked"):
+    for name, value in sorted(network.backbone.network.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

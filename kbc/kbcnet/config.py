@@ -10,6 +10,8 @@ from kbc.errors import InputError, must_be
 
 _M = TypeVar("_M", bound=BaseModel)
 _Positive = Annotated[float, Field(gt=0)]
+GROUPS = 8
+"""Of the tiny backbone's group norms."""
 
 
 class ModelConfig(BaseModel):
@@ -22,7 +24,8 @@ class ModelConfig(BaseModel):
             replaced by a learned stride-2 block.
         hypercolumn: which layers make up the features that CSFA adds to, each of unit length.
         input_size: side of the square to which images are stretched, pixels.
-        widths, blocks: channels and residual blocks of the tiny backbone's layers, from stride 4 on.
+        widths, blocks: channels (multiples of 8, for the group norm) and residual blocks of the tiny backbone's layers,
+            from stride 4 on.
         csfa: use cross-scale feature alignment; without it the hypercolumn alone is matched.
         csfa_dim, csfa_heads: width of the attention and its heads.
         decoder: hidden channels of the centre-pivot decoder; () leaves it out.
@@ -43,8 +46,8 @@ class ModelConfig(BaseModel):
     layers: tuple[int, int, int] = (2, 3, 4)
     hypercolumn: tuple[int, ...] = (2, 3)
     input_size: Annotated[int, Field(ge=32, le=4096)] = 256
-    widths: tuple[int, ...] = (32, 64, 128)
-    blocks: tuple[int, ...] = (1, 2, 2)
+    widths: tuple[Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)], ...] = (32, 64, 128)
+    blocks: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 2)
     csfa: bool = True
     csfa_dim: Annotated[int, Field(ge=8)] = 64
     csfa_heads: Annotated[int, Field(ge=1)] = 4

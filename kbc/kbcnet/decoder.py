@@ -28,14 +28,17 @@ class Decoder(nn.Module):
     Args:
         config: of the network.
         levels: correlations given to `channels`.
+
+    Attributes:
+        inputs: how many channels the stack reads.
     """
 
     def __init__(self, config: ModelConfig, levels: int) -> None:
         super().__init__()
         self.position_sigma = config.position_sigma
         self.votes, self.vote_pool = config.votes, config.vote_pool
-        inputs = levels + 1 + (config.position_sigma is not None) + len(config.votes)
-        self.stack = CenterPivotStack([inputs, *config.decoder, 1], kernel_size=config.kernel)
+        self.inputs = levels + 1 + (config.position_sigma is not None) + len(config.votes)
+        self.stack = CenterPivotStack([self.inputs, *config.decoder, 1], kernel_size=config.kernel)
         last = self.stack.layers[-1]
         for parameter in last.parameters():
             nn.init.zeros_(parameter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from torch.nn import functional
 from kbc.errors import InputError, must_be
 from kbc.features import FeatureMatcher, sample, soft_peak
 from kbc.files import as_path
-from kbc.geometry import Points, defined
+from kbc.geometry import Points, as_size, defined
 from kbc.images import Image
 from kbc.kbcnet.checkpoint import load_checkpoint
 from kbc.kbcnet.network import Described, Network
@@ -24,7 +25,7 @@ from kbc.types import Match, Pair
 
 BUNDLED = Path(__file__).parent / "weights"
 MAX_CORRELATION = 4 * 2**30
-"""Bytes of correlation that one pair may take; a larger input is refused before it fills the memory."""
+"""Bytes that comparing one pair may take; a larger input is refused before it fills the memory."""
 
 _BATCH_BYTES = 256 * 2**20
 
@@ -67,7 +68,7 @@ class KBCNet(FeatureMatcher):
         cache_bytes: bound on cached features; least recently used images are dropped first.
 
     Raises:
-        InputError: a size below one coarsest cell, or one whose correlation would not fit.
+        InputError: a size that is none, below one coarsest cell, or whose correlation would not fit.
     """
 
     def __init__(
@@ -81,8 +82,7 @@ class KBCNet(FeatureMatcher):
         name: str = "kbcnet",
         cache_bytes: int = 512 * 2**20,
     ) -> None:
-        chosen = size or network.config.input_size
-        size_hw = (chosen, chosen) if isinstance(chosen, int) else (int(chosen[0]), int(chosen[1]))
+        size_hw = as_size(network.config.input_size if size is None else size)
         smallest = int(network.backbone.grid(2).stride)
         if min(size_hw) < smallest:
             raise InputError(must_be("size", f"at least {smallest} px, one cell of the coarsest layer", size_hw))
@@ -213,13 +213,19 @@ def peaks(rows: Tensor, reach: int, temperature: float) -> tuple[Tensor, Tensor]
 
 
 def correlation_bytes(network: Network, size_hw: tuple[int, int]) -> int:
-    """Memory of one pair's correlation with all that the decoder reads, bytes."""
+    """Most memory that comparing one pair takes at once, without its features and what the network keeps, bytes."""
     stride = int(network.grid.stride)
     cells = -(-size_hw[0] // stride) * -(-size_hw[1] // stride)
-    channels = network.parts + 3 + len(network.config.votes)
-    # votes are counted by displacement, four times as many, twice at once, on a grid of their own
-    displaced = 8 / network.config.vote_pool**4 if network.config.votes else 0
-    return int(4 * cells**2 * (channels + displaced))
+    levels, config = network.parts, network.config
+    peaks = 5  # of the dense answer: the scores, their softmax and what leads to it
+    if network.decoder is None:
+        return 4 * cells**2 * max(levels, peaks)
+    read = network.decoder.inputs
+    # Votes are counted by displacement, four times as many, of which three arrays are held, on a grid of their own.
+    voting = 2 * levels + 1 + len(config.votes) + (3 * 4 + 2) / config.vote_pool**4 if config.votes else 0
+    stacking = levels + 2 * read  # cosines, channels one by one, channels together
+    layer = 1.1 * max(map(sum, pairwise([read, *config.decoder, 1])))  # what it reads, with a border, and gives
+    return int(4 * cells**2 * max(voting, stacking, 1 + read + max(layer, peaks)))
 
 
 def load(
@@ -246,5 +252,6 @@ def load(
     bundled = BUNDLED / f"kbcnet-{weights}.safetensors"
     path = bundled if str(weights) == "tiny" else as_path(weights, "weights")
     network, _ = load_checkpoint(path, backbone_weights)
-    name = path.stem if path.stem.startswith("kbcnet") else f"kbcnet-{path.stem}"
+    stem = path.stem if path.suffix in (".safetensors", ".json") else path.name
+    name = stem if stem.startswith("kbcnet") else f"kbcnet-{stem}"
     return KBCNet(network, size=size, device=device, amp=amp, compile=compile, name=name, cache_bytes=cache_bytes)

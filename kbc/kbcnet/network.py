@@ -160,7 +160,9 @@ class Network(nn.Module):
         return plain + self.temperature * correction
 
     def query(self, source: Described, target: Described, cells: Tensor) -> Tensor:
-        """Refined scores of some source points only: equal to `rows_at(forward(…).refined, cells)`, much cheaper.
+        """Refined scores of some source points only: `rows_at(forward(…).refined, cells)` but for rounding.
+
+        The correlation is computed whole; the decoder as far as the points need it (see `CenterPivotStack.query_rows`).
 
         Args:
             source, target: of `describe`.

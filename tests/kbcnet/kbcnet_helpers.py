@@ -36,6 +36,15 @@ def shaken(network: Network, seed: int = 0) -> Network:
     return network.eval()
 
 
+def turnable(module: torch.nn.Module) -> torch.nn.Module:
+    """The same with kernels that look alike upside down: an image that is turned by 180° gives maps that are turned."""
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.Conv2d):
+                part.weight.copy_((part.weight + part.weight.flip(-1, -2)) / 2)
+    return module.eval()
+
+
 def small_recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "name": "small",

@@ -52,6 +52,16 @@ def test_weights_of_another_network(checkpoint: Path, change: object, message: s
         load_checkpoint(checkpoint)
 
 
+@pytest.mark.parametrize("name", ["run.v1", "run.v1.safetensors", "run.v1.json", "run"])
+def test_names_with_dots_and_names_without_an_ending(name: str, tmp_path: Path, network: Network) -> None:
+    save_checkpoint(tmp_path / name, network)
+    base = "run" if name == "run" else "run.v1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{base}.json", f"{base}.safetensors"]
+    for given in (base, f"{base}.safetensors", f"{base}.json"):
+        assert load_checkpoint(tmp_path / given)[0].config == network.config
+        assert load(weights=tmp_path / given).name == f"kbcnet-{base}"
+
+
 def test_damaged_or_missing_files(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none"):
         load_checkpoint(tmp_path / "none.safetensors")
@@ -62,6 +72,8 @@ def test_damaged_or_missing_files(checkpoint: Path, tmp_path: Path) -> None:
     card = json.loads(checkpoint.with_suffix(".json").read_text())
     for broken, message in (
         ({**card, "format": "kbcnet-9"}, "update kbc"),
+        ({**card, "format": "kbcnet-9", "layout": "new"}, "format kbcnet-1, received 'kbcnet-9'; a newer kbc wrote it"),
+        ([1, 2], "a KBCNet checkpoint"),
         ({"model": {"backbone": "vgg"}}, "backbone"),
     ):
         checkpoint.with_suffix(".json").write_text(json.dumps(broken))
@@ -106,12 +118,22 @@ def test_another_backbone_is_refused(frozen: tuple[Path, Path, Network]) -> None
         load_checkpoint(path, backbone)
 
 
-def test_the_digest_ignores_layers_that_are_not_used(frozen: tuple[Path, Path, Network]) -> None:
-    network = frozen[2]
+def test_layers_that_are_not_used_are_ignored(frozen: tuple[Path, Path, Network]) -> None:
+    """In a whole weight file, and in a checkpoint from when they were kept."""
+    path, backbone, network = frozen
     before = backbone_digest(network)
-    with torch.no_grad():
-        network.backbone.network.layer4[0].conv1.weight.add_(1)  # type: ignore[union-attr, index, operator]
+    unused = {k: v + 1 for k, v in ResNet("resnet18").state_dict().items() if k.startswith("layer4.")}
+    whole = torch.load(backbone, weights_only=True) | unused
+    put_backbone(network, whole)
     assert backbone_digest(network) == before
+    torch.save(whole, backbone)
+    load_checkpoint(path, backbone)
+    save_checkpoint(path, network)
+    state = load_safetensors(path)
+    assert not any("layer4" in name for name in state)
+    save_safetensors(path, state | {f"backbone.network.{k}": v for k, v in unused.items()})
+    loaded, _ = load_checkpoint(path)
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
 
 
 def test_backbone_weights_for_a_checkpoint_that_has_them(checkpoint: Path) -> None:
@@ -141,4 +163,4 @@ def test_the_bundled_checkpoint_matches_close_ups_it_has_not_seen() -> None:
         found = matcher.match([scene.pair])[0].keypoints
         span = np.ptp(scene.target_keypoints, axis=0).max()
         right += list(np.linalg.norm(found - scene.target_keypoints, axis=1) <= 0.1 * span)
-    assert np.mean(right) > 0.5  # measured 0.58; chance is below 0.05
+    assert np.mean(right) > 0.5  # measured 0.675; chance is below 0.05

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from kbcnet_helpers import shaken, small_config
+from kbcnet_helpers import shaken, small_config, turnable
 
 from kbc.data.scenes import scene_pair
 from kbc.errors import InputError
 from kbc.kbcnet import KBCNet, load
 from kbc.kbcnet.checkpoint import empty_network
-from kbc.kbcnet.model import peaks
+from kbc.kbcnet.model import correlation_bytes, peaks
 from kbc.kbcnet.network import Network
+from kbc.kbcnet.recipe import read_recipe
 from kbc.matcher import SimilarityMatcher, run_matcher
 from kbc.types import Pair
 
@@ -43,15 +48,27 @@ def test_a_batch_gives_what_single_calls_give(network: Network) -> None:
         assert np.allclose(match.score, alone.score, atol=1e-5)
 
 
-def test_an_image_finds_its_own_points(network: Network) -> None:
-    """Cell centres come back exactly: the coordinates go there and back through every frame."""
-    for config in (small_config(), small_config(backbone="resnet18", layers=(1, 2, 3), hypercolumn=(2, 3))):
-        matcher = KBCNet(empty_network(config), size=(64, 96))
-        image = scene_pair(1, size_hw=(96, 128)).source.image
-        centres = matcher.grid.to_pixels(torch.tensor([[3.0, 2.0], [7.0, 5.0], [1.0, 6.0]])).numpy()
-        points = matcher._frame(image).to_image(centres.astype(np.float64))
-        found = matcher.match([Pair(image, image, points)])[0].keypoints
-        assert np.abs(found - points).max() < 128 / 96 * matcher.grid.stride * 0.5
+@pytest.mark.parametrize(("backbone", "size_hw"), [("tiny", (64, 96)), ("resnet18", (65, 97))])
+def test_an_image_finds_its_points_in_itself_turned(backbone: str, size_hw: tuple[int, int]) -> None:
+    """By 180°, with a network that turns its maps along: an error of the offset counts twice instead of cancelling."""
+    config = small_config(backbone=backbone, layers=(1, 2, 3), decoder=(), temperature=0.005)
+    network = empty_network(config)
+    turnable(network.backbone)
+    matcher = KBCNet(network, size=size_hw)
+    image = scene_pair(1, size_hw=size_hw).source.image
+    points = matcher.grid.to_pixels(torch.tensor([[3.0, 2.0], [7.0, 5.0], [1.0, 6.0]])).numpy().astype(np.float64)
+    turned = np.array([size_hw[1] - 1, size_hw[0] - 1]) - points
+    found = matcher.match([Pair(image, np.ascontiguousarray(image[::-1, ::-1]), points)])[0].keypoints
+    assert np.abs(found - turned).max() < 0.25 * matcher.grid.stride  # an offset of the other kind: 0.9 strides
+
+
+def test_an_image_finds_its_points_at_another_size() -> None:
+    """The target is the source, enlarged twice and stretched to the same input: places scale about pixel edges."""
+    matcher = KBCNet(empty_network(small_config(decoder=(), temperature=0.005)), size=(64, 96))
+    image = scene_pair(1, size_hw=(64, 96)).source.image
+    points = matcher.grid.to_pixels(torch.tensor([[3.0, 2.0], [7.0, 5.0], [1.0, 6.0]])).numpy().astype(np.float64)
+    found = matcher.match([Pair(image, image.repeat(2, 0).repeat(2, 1), points)])[0].keypoints
+    assert np.abs(found - (2 * points + 0.5)).max() < 0.25
 
 
 def test_undefined_and_absent_points(network: Network) -> None:
@@ -118,7 +135,44 @@ def test_confidence_is_the_share_around_the_peak() -> None:
     assert torch.allclose(score, torch.tensor([1.0, 0.5]), atol=1e-4)
 
 
+def test_the_memory_of_a_pair_is_what_is_foretold(tmp_path: Path) -> None:
+    """What the allocator gave out while a pair was compared, features at hand: not much more, and not half."""
+    rng = np.random.default_rng(0)
+    source, target = (rng.integers(0, 255, (96, 128, 3), dtype=np.uint8) for _ in range(2))
+    pair = Pair(source, target, rng.uniform(2, 90, (10, 2)))
+    for recipe, size, changes in (
+        ("kbcnet-tiny", 160, {}),
+        ("kbcnet-resnet18", 256, {}),
+        ("kbcnet-resnet18", 256, {"model.decoder": [16, 16]}),
+        ("kbcnet-resnet18", 256, {"model.decoder": []}),
+        ("kbcnet-resnet18", 256, {"model.vote_pool": 1}),
+    ):
+        matcher = KBCNet(empty_network(read_recipe(recipe, changes).model), size=size)
+        matcher.match([pair])
+        most = max(peak_bytes(partial(run, [pair]), tmp_path) for run in (matcher.match, matcher.flow))
+        foretold = correlation_bytes(matcher.network, (size, size))
+        assert most <= 1.3 * foretold, (recipe, changes)
+        assert foretold <= 2 * most, (recipe, changes)
+
+
+def peak_bytes(run: Callable[[], object], folder: Path) -> int:
+    """Most bytes held at once of what torch's CPU allocator gave out during the run."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    profile.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
+    return int(max(np.cumsum([e["args"]["Bytes"] for e in memory])))
+
+
+@pytest.mark.parametrize("size", [(64,), (64, 64, 64), 64.0, 0, -64, "64"], ids=repr)
+def test_sizes_that_are_none(network: Network, size: Any) -> None:
+    with pytest.raises(InputError, match="`size` must be"):
+        KBCNet(network, size=size)
+
+
 def test_sizes_that_cannot_be(network: Network) -> None:
+    assert KBCNet(network, size=np.int64(64)).input_size == (64, 64)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 16"):
         KBCNet(network, size=8)
     with pytest.raises(InputError, match="GiB"):
@@ -131,6 +185,14 @@ def test_load(checkpoint: Path, tmp_path: Path) -> None:
     assert matcher.match(pairs(1))[0].keypoints.shape == pairs(1)[0].keypoints.shape
     with pytest.raises(InputError, match=r"nowhere\.json"):
         load(weights=tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same_points(network: Network) -> None:
+    pair = pairs(1)[0]
+    compiled, plain = (KBCNet(network, compile=on).match([pair])[0] for on in (True, False))
+    assert np.allclose(compiled.keypoints, plain.keypoints, atol=0.05)
+    assert np.allclose(compiled.score, plain.score, atol=1e-3)
 
 
 def test_kbc_around_it(network: Network) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from kbcnet_helpers import shaken, small_config
+from kbcnet_helpers import shaken, small_config, turnable
+from torch.nn import functional
 
 from kbc.errors import InputError
 from kbc.features import Grid
@@ -15,6 +16,7 @@ from kbc.kbcnet.checkpoint import empty_network
 from kbc.kbcnet.csfa import CSFA, _position_code
 from kbc.kbcnet.decoder import nearness, pooled, unpooled
 from kbc.kbcnet.network import Network, corners, rows_at
+from kbc.resnet import ResNet
 
 
 def images(count: int = 2, size: tuple[int, int] = (64, 64), seed: int = 0) -> torch.Tensor:
@@ -38,14 +40,52 @@ def test_align_keeps_every_cell_at_its_pixel(offset: float, stride: int, to: int
     assert torch.allclose(found[0, 1, :, 0], wanted, atol=1e-4)
 
 
-def test_a_blob_lies_in_its_cell_of_each_map() -> None:
-    """Cell i of the tiny backbone is centred on pixel i·s + (s − 1)/2, of a ResNet on i·s."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_align_of_a_half_precision_map_looks_at_the_same_places(dtype: torch.dtype) -> None:
+    """As under autocast, at 768 px: 192 and 96 cells. Places in half precision were up to 1.25 cells off."""
+    maps = torch.randn(1, 4, 192, 192, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = align(maps, Grid(4.0, 1.5), Grid(8.0, 3.5), (96, 96))
+    assert found.dtype == dtype
+    exact = functional.avg_pool2d(maps.float(), 2)  # a cell's centre lies between four of the finer ones
+    assert torch.allclose(found.float(), exact, atol=1e-2)
+
+
+def test_autocast_leaves_features_where_they_are() -> None:
+    """At 320 px."""
+    network = shaken(empty_network(small_config(hypercolumn=(1, 2, 3))))
+    image = images(1, (320, 320))
+    with torch.no_grad():
+        exact = network.describe(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network.describe(image)
+    for one, other in zip(exact, rounded, strict=True):
+        assert float((one * other.float()).sum(1).min()) > 0.995
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size"), [("tiny", (64, 96)), ("tiny", (96, 64)), ("resnet18", (65, 97)), ("resnet18", (97, 81))]
+)
+def test_turning_the_image_turns_the_maps_and_their_grids(backbone: str, size: tuple[int, int]) -> None:
+    """Cell i of the tiny backbone is centred on pixel i·s + (s − 1)/2, of a ResNet on i·s: only so are the cells of an
+    image turned by 180° the turned cells, at the turned pixels."""
+    config = small_config(backbone=backbone, layers=(1, 2, 3), hypercolumn=(2, 3))
+    network = Backbone(config)
+    turnable(network)
+    image = images(1, size)
+    with torch.no_grad():
+        upright, turned = network(image), network(image.flip(-1, -2))
+    for level, (one, other) in enumerate(zip(upright, turned, strict=True)):
+        assert float(one.std()) > 1e-3
+        assert torch.allclose(one, other.flip(-1, -2), atol=1e-4 * float(one.abs().max()))
+        for pixels, cells in zip(size, one.shape[-2:], strict=True):
+            at = network.grid(level).to_pixels(torch.arange(float(cells)))
+            assert torch.equal(at + at.flip(0), torch.full_like(at, pixels - 1))
+
+
+def test_a_blob_lies_in_its_cell() -> None:
     for config in (small_config(), small_config(backbone="resnet18", layers=(1, 2, 3), hypercolumn=(2, 3))):
         backbone = Backbone(config).eval()
-        for level, (maps, blank) in enumerate(zip(backbone(images(1) * 0), backbone(images(1) * 0), strict=True)):
-            assert torch.equal(maps, blank)
-            grid = backbone.grid(level)
-            assert maps.shape[-1] == 64 // grid.stride
         grid = backbone.grid(0)
         image = torch.zeros(1, 3, 64, 64)
         x, y = (int(grid.to_pixels(torch.tensor(float(c)))) for c in (9, 4))
@@ -56,6 +96,23 @@ def test_a_blob_lies_in_its_cell_of_each_map() -> None:
             change = (stem(image) - stem(image * 0)).abs()  # type: ignore[operator]
         peak = int(change.sum(1).flatten().argmax())
         assert (peak % change.shape[-1], peak // change.shape[-1]) == (9, 4)
+
+
+def test_layers_beyond_the_deepest_are_left_out_and_change_nothing() -> None:
+    """Each layer of the network has a gradient; what is drawn after the backbone is what it was."""
+    config = small_config(backbone="resnet18", layers=(1, 2, 3))
+    network = empty_network(config)
+    assert not any("layer4" in name for name in network.state_dict())
+    network(images(), images(seed=1)).refined.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ResNet("resnet18")
+        drawn = CSFA(network.backbone.channels, network.width, config.csfa_dim, config.csfa_heads).state_dict()
+    assert network.csfa is not None
+    assert all(torch.equal(value, drawn[name]) for name, value in network.csfa.state_dict().items())
+    wide = empty_network(small_config(widths=(8, 8, 16, 16), blocks=(1, 1, 1, 1)))
+    assert not any("layers.3" in name for name in wide.state_dict())
 
 
 def test_the_position_code_of_a_pixel_is_the_same_on_every_grid() -> None:
