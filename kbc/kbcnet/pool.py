@@ -67,6 +67,6 @@ def _features(network: Network, pair: dict[str, Tensor]) -> dict[str, Tensor]:
 def _digest(network: Network, recipe: Recipe) -> str:
     from kbc.kbcnet.checkpoint import backbone_digest
 
-    data = recipe.model_dump(mode="json", include={"data", "mix", "pool", "seed"})
+    data = recipe.model_dump(mode="json", include={"data", "mix", "pool", "seed"}) | {"splits": recipe.splits}
     text = json.dumps(data, sort_keys=True) + backbone_digest(network) + str(network.config.layers)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kbc.errors import InputError, must_be
 from kbc.kbcnet.config import ModelConfig, parse
-from kbc.kbcnet.samples import PhotosData, ScenesData
+from kbc.kbcnet.samples import PhotosData, ScenesData, read_split
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -108,9 +108,19 @@ class Recipe(BaseModel):
         """Index of the first training pair that is one of `late_data`."""
         return math.ceil(self.late_start * self.steps) * self.batch
 
+    @property
+    def splits(self) -> dict[str, Any]:
+        """What the splits of the photographs hold, by name: their names alone do not say what is trained on.
+
+        Raises:
+            DataError: one that is missing or broken.
+        """
+        return {data.split: read_split(data.split) for data in self.data if isinstance(data, PhotosData)}
+
     def digest(self) -> str:
-        """Of everything that decides the weights: a run resumes only under the same recipe."""
+        """Of everything that decides the weights: a run resumes only under the same recipe. Errors as `splits`."""
         decisive = self.model_dump(mode="json", exclude={"validate_every", "validate_pairs", "save_every"})
+        decisive |= {"splits": self.splits} if self.splits else {}
         return hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

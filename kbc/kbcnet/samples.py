@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kbc.errors import DataError, InputError, must_be
 from kbc.geometry import LINEAR, Box, Points, Window, defined
@@ -27,6 +27,21 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 24
 """Points of one training pair; of more, some are drawn."""
+
+HELD_OUT = 1_000_000_000
+"""Indices from here on are validation pairs; training never reaches them."""
+
+
+def _rising(between: tuple[float, float]) -> tuple[float, float]:
+    if not between[0] <= between[1]:
+        raise ValueError("the lower end must come first")
+    return between
+
+
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Range = Annotated[tuple[_Positive, _Positive], AfterValidator(_rising)]
+"""Lower and upper end, positive and finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +82,8 @@ class Views(BaseModel):
     kbc: bool = True
     wide: Annotated[float, Field(ge=0, le=1)] = 0.3
     one_sided: Annotated[float, Field(ge=0, le=1)] = 0.0
-    margin: tuple[float, float] = (1.2, 2.4)
-    wide_margin: tuple[float, float] = (2.4, 8.0)
+    margin: Range = (1.2, 2.4)
+    wide_margin: Range = (2.4, 8.0)
     scale_jitter: Annotated[float, Field(ge=0)] = 0.15
     aspect_jitter: Annotated[float, Field(ge=0)] = 0.08
     shift: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -90,8 +105,8 @@ class ScenesData(BaseModel):
     kind: Literal["scenes"]
     seed: Annotated[int, Field(ge=0)] = 0
     views: Views = Views()
-    object_fraction: tuple[float, float] = (0.08, 0.4)
-    heights: tuple[int, ...] = (240, 360, 480)
+    object_fraction: Annotated[tuple[_Share, _Share], AfterValidator(_rising)] = (0.08, 0.4)
+    heights: tuple[Annotated[int, Field(ge=32)], ...] = Field((240, 360, 480), min_length=1)
     often: dict[str, Annotated[float, Field(gt=0)]] = {}
     views_per_scene: Annotated[int, Field(ge=1)] = 2
 
@@ -102,7 +117,7 @@ class PhotosData(BaseModel):
     Attributes:
         root: folder that holds the sets; "$KBC_DATA" in it is replaced by the environment variable.
         split: JSON {set: {"train": [file names], "test": [file names]}}; a name without a folder is one of the splits
-            that come with kbc.
+            that come with kbc. Validation pairs are of two images of "test", training pairs of two of "train".
         sets: which sets.
         warps: share of pairs that are one photograph and a warp of it (random points, known exactly).
     """
@@ -178,7 +193,7 @@ class SceneSource:
 
 
 class PhotoSource:
-    """Pairs of annotated photographs, and photographs with a warp of themselves."""
+    """Pairs of annotated photographs, and photographs with a warp of themselves; for validation, of other images."""
 
     def __init__(self, data: PhotosData, environment: dict[str, str]) -> None:
         from kbc.data.coco import open_coco
@@ -187,22 +202,22 @@ class PhotoSource:
         root = Path(_expanded(data.root, environment))
         split = read_split(data.split)
         self.by_set: list[list[PairRecord]] = []
+        self.held_out: list[list[PairRecord]] = []
         self.load: list[Any] = []
         most: dict[str, int] = {}
         for name in data.sets:
             if name not in split:
                 raise InputError(must_be("sets", f"some of {', '.join(split)}", repr(name)))
             dataset = open_coco(root / name)
-            chosen = set(split[name]["train"])
             base = root.resolve() / name
-            records = [
-                record
-                for record in dataset.records
-                if {_name(record.source_path, base), _name(record.target_path, base)} <= chosen
-            ]
+            records, held_out = (
+                [r for r in dataset.records if {_name(r.source_path, base), _name(r.target_path, base)} <= chosen]
+                for chosen in (set(split[name].get(part, ())) for part in ("train", "test"))
+            )
             if not records:
                 raise DataError(f"{name}: the training part of the split holds no pair of {root / name}")
             self.by_set.append(records)
+            self.held_out.append(held_out)
             self.load.append(dataset.image)
             for record in records:
                 most[record.category] = max(most.get(record.category, 0), len(record.keypoints))
@@ -210,10 +225,19 @@ class PhotoSource:
         self.first = {category: self.names.index(f"{category}/0") for category in most}
 
     def __call__(self, index: int) -> Sample:
-        """The pair of this index: a set at random, then a pair of it, in either direction."""
+        """The pair of this index: a set at random, then a pair of it, in either direction.
+
+        Raises:
+            InputError: a validation pair, and the split holds none back.
+        """
         rng = np.random.default_rng([self.data.seed, index, 11])
-        at = int(rng.integers(len(self.by_set)))
-        record = self.by_set[at][int(rng.integers(len(self.by_set[at])))]
+        by_set = self.by_set if index < HELD_OUT else self.held_out
+        sets = [at for at, records in enumerate(by_set) if records]
+        if not sets:
+            hint = 'or name images in its part "test"'
+            raise InputError(must_be("validate_pairs", "0 with a split that holds no pair back", self.data.split, hint))
+        at = sets[int(rng.integers(len(sets)))]
+        record = by_set[at][int(rng.integers(len(by_set[at])))]
         image = self.load[at]
         sides = [
             (image(record.source_path), record.keypoints),
@@ -223,7 +247,8 @@ class PhotoSource:
             sides.reverse()
         if rng.random() < self.data.warps:
             return warped_pair(rng, *sides[0], self.data.views)
-        parts = self.first[record.category] + np.arange(len(record.keypoints))
+        first = self.first.get(record.category)  # a category that is held out as a whole has no names
+        parts = np.full(len(record.keypoints), -1) if first is None else first + np.arange(len(record.keypoints))
         sample = framed_pair(rng, sides, parts, self.data.views)
         return _mirrored(sample) if rng.random() < 0.5 else sample
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kbc.errors import DataError, InputError, KBCError, must_be
 from kbc.features import IMAGENET_MEAN, IMAGENET_STD, soft_peak
+from kbc.files import output_folder
 from kbc.kbcnet.backbone import resnet_weights
 from kbc.kbcnet.checkpoint import empty_network, fill, put_backbone, save_checkpoint
 from kbc.kbcnet.logs import Log, progress_bar, show
@@ -29,11 +30,9 @@ from kbc.kbcnet.losses import cell_loss, end_point_loss
 from kbc.kbcnet.network import Network, rows_at
 from kbc.kbcnet.pool import FeaturePool
 from kbc.kbcnet.recipe import Recipe
-from kbc.kbcnet.samples import PairSource, pair_source
+from kbc.kbcnet.samples import HELD_OUT, PairSource, pair_source
+from kbc.registry import usable_device
 from kbc.weights import load_metadata, load_safetensors, save_safetensors
-
-HELD_OUT = 1_000_000_000
-"""Indices from here on are validation pairs; training never reaches them."""
 
 
 class TrainingError(KBCError, RuntimeError):
@@ -42,11 +41,12 @@ class TrainingError(KBCError, RuntimeError):
 
 @dataclass(frozen=True)
 class Options:
-    """What a run may choose without changing the weights.
+    """What a run may choose beside the recipe. Of these only `device`, `amp` and `compile` change the weights: other
+    arithmetic rounds otherwise, bfloat16 most of all.
 
     Attributes:
         out: folder of the checkpoints and logs.
-        device: "cpu", "cuda", "cuda:1", …
+        device: "cpu", "cuda", "cuda:1", …; under torchrun "cpu" or "cuda", of which each process takes its own.
         workers: processes that draw training pairs; 0 draws them between the steps.
         amp: bfloat16 autocast.
         compile: run the network through torch.compile.
@@ -104,7 +104,8 @@ class Mixture(Dataset[dict[str, Tensor]]):
 def train(recipe: Recipe, options: Options, environment: dict[str, str] | None = None) -> Path:
     """Train, or go on with a run that was interrupted, and write `<out>/<name>.safetensors` and `.json`.
 
-    Under `torchrun` every process calls this; the batch is shared between them and process 0 writes.
+    Under `torchrun` every process calls this; the batch is shared between them. Process 0 alone reads and writes the
+    folder, so on several machines it need not be shared.
 
     Args:
         environment: where KBC_DATA is looked up; `os.environ` by default.
@@ -114,9 +115,12 @@ def train(recipe: Recipe, options: Options, environment: dict[str, str] | None =
 
     Raises:
         TrainingError: the loss or the gradient is no longer finite; the last checkpoint stays.
-        InputError, DataError: data, weights or an interrupted run that do not fit the recipe.
+        InputError, DataError: data, weights, an interrupted run or a number of processes that do not fit the recipe; a
+            device that is not there, folders that cannot be written to.
     """
     environment = dict(os.environ) if environment is None else environment
+    if isinstance(options.workers, bool) or not isinstance(options.workers, int) or options.workers < 0:
+        raise InputError(must_be("workers", "a whole number, not negative", repr(options.workers)))
     with _processes(options.device) as (rank, world):
         return _Run(recipe, options, environment, rank, world).run()
 
@@ -126,12 +130,16 @@ class _processes:
 
     def __init__(self, device: str) -> None:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.backend = "nccl" if device.startswith("cuda") else "gloo"
+        self.device = usable_device(_local_device(device))
+        if self.world > 1 and device not in ("cpu", "cuda"):
+            raise InputError(must_be("device", "'cpu' or 'cuda' under torchrun", repr(device)))
 
     def __enter__(self) -> tuple[int, int]:
         if self.world == 1:
             return 0, 1
-        torch.distributed.init_process_group(self.backend)
+        if self.device.type == "cuda":  # NCCL's own buffers would all lie on device 0
+            torch.cuda.set_device(self.device)
+        torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         return torch.distributed.get_rank(), self.world
 
     def __exit__(self, *_: object) -> None:
@@ -207,35 +215,40 @@ class _Run:
         self.optimizer = torch.optim.AdamW(_groups(self.trained, recipe), betas=(0.9, 0.98))
         self.initial = {name: p.detach().clone() for name, p in self.trained.items()}
         self.ema = {name: value.clone() for name, value in self.initial.items()}
-        self.step = 0
+        self.step, self.pck = 0, math.nan
+        if rank == 0:
+            for name, folder in (("out", options.out), ("cache", options.cache)):
+                if folder is not None:
+                    output_folder(folder, name)
         self.last = options.out / "last.safetensors"
-        if self.last.is_file():
-            self._resume()
-        if world > 1:  # before `decoder_start` the decoder's parameters have no gradient
-            unused = recipe.decoder_start > 0
+        self._resume()
+        if world > 1:
+            # No gradient: the decoder before `decoder_start`; without CSFA a layer that is in no hypercolumn.
+            unused = recipe.decoder_start > 0 or not recipe.model.csfa
             self.objective = nn.parallel.DistributedDataParallel(self.objective, find_unused_parameters=unused)
         self.held_out: list[dict[str, Any]] = []
+        if rank == 0:
+            pairs = [self.mixture[HELD_OUT + i] for i in range(recipe.validate_pairs)]
+            self.held_out = [torch.utils.data.default_collate(pairs[i : i + 8]) for i in range(0, len(pairs), 8)]
         self.pool: FeaturePool | None = None
-        if recipe.pool is not None and recipe.frozen_backbone:
-            self.pool = FeaturePool.of(self.network, self.mixture, recipe, options.cache, options.progress)
 
     def run(self) -> Path:
         recipe, options = self.recipe, self.options
-        if self.rank == 0:
-            options.out.mkdir(parents=True, exist_ok=True)
         end = min(recipe.steps, options.stop_after or recipe.steps)
         log = Log(options.out, self.step, options.tensorboard) if self.rank == 0 else None
+        if recipe.pool is not None and recipe.frozen_backbone:
+            self.pool = FeaturePool.of(self.network, self.mixture, recipe, options.cache, options.progress)
         bar = progress_bar(range(self.step, end), options.progress and self.rank == 0)
-        pck, started = math.nan, time.monotonic()
+        started = time.monotonic()
         for batch, _ in zip(self._batches(self.step, end), bar, strict=True):
             values = self._update(batch)
             self.step += 1
             if self.rank == 0 and recipe.validate_pairs and self._due(recipe.validate_every):
-                pck = self.validate()
+                self.pck = self.validate()
             if log is not None:
-                values |= {"pck": pck, "seconds": time.monotonic() - started}
+                values |= {"pck": self.pck, "seconds": time.monotonic() - started}
                 log.row(self.step, values)
-                show(bar, {"loss": values["loss"], "pck": pck})
+                show(bar, {"loss": values["loss"], "pck": self.pck})
             if self.rank == 0 and (self._due(recipe.save_every) or self.step == end):
                 self._save()
         if log is not None:
@@ -244,7 +257,7 @@ class _Run:
             return self.last
         result = options.out / f"{recipe.name}.safetensors"
         if self.rank == 0:
-            self._finish(result, pck)
+            self._finish(result)
         if self.world > 1:
             torch.distributed.barrier()
         return result
@@ -283,10 +296,6 @@ class _Run:
         kept = {name: p.detach().clone() for name, p in self.trained.items()}
         self._put(self._result())
         right = total = 0
-        if not self.held_out:
-            pairs = [self.mixture[HELD_OUT + i] for i in range(self.recipe.validate_pairs)]
-            parts = [pairs[i : i + 8] for i in range(0, len(pairs), 8)]
-            self.held_out = [torch.utils.data.default_collate(part) for part in parts]
         for part in self.held_out:
             batch = self._to_device(part)
             scores = self.network(batch["source"], batch["target"])
@@ -352,18 +361,26 @@ class _Run:
         for name, parameter in self.trained.items():
             tensors[f"model/{name}"] = parameter
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state.get(parameter, {}).items()}
-        save_safetensors(self.last, tensors, {"step": str(self.step), "recipe": self.recipe.digest()})
+        about = {"step": str(self.step), "recipe": self.recipe.digest(), "pck": str(self.pck)}
+        save_safetensors(self.last, tensors, about)
 
     def _resume(self) -> None:
-        about = load_metadata(self.last)
+        """Go on where process 0 finds an interrupted run; the others need not see its folder."""
+        found: list[Any] = [None]
+        if self.rank == 0 and self.last.is_file():
+            found = [(load_metadata(self.last), load_safetensors(self.last))]
+        if self.world > 1:
+            torch.distributed.broadcast_object_list(found, src=0, device=self.device)
+        if found[0] is None:
+            return
+        about, tensors = found[0]
         if about.get("recipe") != self.recipe.digest():
             hint = f"choose another --out, or remove {self.last}"
             raise InputError(
                 must_be("out", "a folder of a run under the same recipe", repr(str(self.last.parent)), hint)
             )
-        tensors = load_safetensors(self.last)
         try:
-            self.step = int(about["step"])
+            self.step, self.pck = int(about["step"]), float(about.get("pck", "nan"))
             for name, parameter in self.trained.items():
                 with torch.no_grad():
                     parameter.copy_(tensors[f"model/{name}"])
@@ -378,7 +395,7 @@ class _Run:
                 must_be("out", "a folder with a whole last.safetensors", f"{self.last} ({error})")
             ) from error
 
-    def _finish(self, path: Path, pck: float) -> None:
+    def _finish(self, path: Path) -> None:
         learned = {
             name.removeprefix("network."): value
             for name, value in self._result().items()
@@ -388,8 +405,8 @@ class _Run:
         fill(network, self.network.state_dict() | learned, str(path))
         frozen = self.recipe.frozen_backbone
         about = {"recipe": self.recipe.model_dump(mode="json"), "steps": self.step}
-        if not math.isnan(pck):
-            about["validation_pck"] = round(pck, 2)
+        if not math.isnan(self.pck):
+            about["validation_pck"] = round(self.pck, 2)
         save_checkpoint(path, network, training=about, with_backbone=not frozen)
 
 

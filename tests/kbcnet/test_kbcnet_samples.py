@@ -14,6 +14,7 @@ from kbcnet_helpers import blob_image, centroid
 from kbc.errors import DataError, InputError
 from kbc.geometry import Window
 from kbc.kbcnet.samples import (
+    HELD_OUT,
     MAX_POINTS,
     PhotosData,
     PhotoSource,
@@ -141,22 +142,23 @@ def test_more_points_than_fit_are_drawn() -> None:
 # --- photographs -----------------------------------------------------------------------------------------------------
 
 
-def photo_set(root: Path) -> dict[str, object]:
-    """Three images with three blobs each, of which the third is held out."""
+def photo_set(root: Path, count: int = 3) -> dict[str, object]:
+    """Images with three blobs each, of which all but the first two are held out."""
     folder = root / "blobs"
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
-    for index in range(3):
+    for index in range(count):
         points = POINTS + 5 * index
         cv2.imwrite(str(folder / "images" / f"{index}.png"), blob_image(points, (160, 200)))
         images.append({"id": index, "file_name": f"images/{index}.png", "width": 200, "height": 160})
         flat = np.concatenate([points, np.full((3, 1), 2)], axis=1).ravel().tolist()
         annotations.append({"id": index, "image_id": index, "category_id": 1, "keypoints": flat})
-    names = {"id": 1, "name": "blob", "keypoints": ["a", "b", "c"]}
+    category = {"id": 1, "name": "blob", "keypoints": ["a", "b", "c"]}
     (folder / "annotations.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": [names]})
+        json.dumps({"images": images, "annotations": annotations, "categories": [category]})
     )
-    split = {"blobs": {"train": ["images/0.png", "images/1.png"], "test": ["images/2.png"]}}
+    names = [f"images/{index}.png" for index in range(count)]
+    split = {"blobs": {"train": names[:2], "test": names[2:]}}
     (root / "split.json").write_text(json.dumps(split))
     return {"kind": "photos", "root": str(root), "split": str(root / "split.json"), "sets": ("blobs",)}
 
@@ -173,6 +175,27 @@ def test_photographs_of_the_training_part_only(tmp_path: Path) -> None:
             for point in known(points):
                 if ((point > 12) & (point < 83)).all():
                     assert np.abs(centroid(crop, point, 7) - point).max() < 0.6
+
+
+def test_validation_pairs_are_of_images_that_are_not_trained_on(tmp_path: Path) -> None:
+    values = photo_set(tmp_path, 5)
+    source = PhotoSource(PhotosData.model_validate(values | {"views": Views(size=96)}), {})
+    image, seen = source.load[0], set()
+    source.load[0] = lambda path: seen.add(Path(path).name) or image(path)  # type: ignore[func-returns-value]
+    for index in range(12):
+        source(index)
+    assert seen == {"0.png", "1.png"}
+    seen.clear()
+    for index in range(HELD_OUT, HELD_OUT + 12):
+        assert len(known(source(index).keypoints))
+    assert seen == {"2.png", "3.png", "4.png"}
+
+
+def test_a_split_that_holds_no_pair_back(tmp_path: Path) -> None:
+    source = PhotoSource(PhotosData.model_validate(photo_set(tmp_path)), {})
+    source(0)
+    with pytest.raises(InputError, match="`validate_pairs` must be 0"):
+        source(HELD_OUT)
 
 
 def test_a_set_that_the_split_or_the_disk_lacks(tmp_path: Path) -> None:

@@ -13,17 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from kbcnet_helpers import SMALL, small_recipe
+from kbcnet_helpers import SMALL, small_config, small_recipe
 
 from kbc.errors import DataError, InputError
 from kbc.kbcnet import command
 from kbc.kbcnet.checkpoint import empty_network, load_checkpoint
+from kbc.kbcnet.pool import _digest
 from kbc.kbcnet.recipe import CONFIGS, Recipe, read_recipe
 from kbc.kbcnet.training import HELD_OUT, Mixture, Options, TrainingError, _Run, indices_of, learning_rate, train
 from kbc.resnet import ResNet
 from kbc.weights import load_metadata, load_safetensors
 
 TRAIN = ["-m", "kbc", "train", "kbcnet"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def options(out: Path, **changes: object) -> Options:
@@ -70,6 +72,33 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows_of(tmp_path / "whole")] == [row["loss"] for row in rows_of(tmp_path / "parts")]
 
 
+def test_a_finished_run_that_is_run_again_stays_as_it_is(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=3)
+    path = train(recipe, options(tmp_path))
+    before = path.read_bytes(), path.with_suffix(".json").read_text()
+    assert "validation_pck" in before[1]
+    assert train(recipe, options(tmp_path)) == path
+    assert (path.read_bytes(), path.with_suffix(".json").read_text()) == before
+
+
+def test_amp_trains_in_bfloat16_and_gives_about_the_same(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=4, decoder_start=0.0, validate_pairs=0)
+    paths = [train(recipe, options(tmp_path / str(amp), amp=amp)) for amp in (False, True)]
+    assert not same(*paths)
+    first, second = (load_safetensors(path.parent / "last.safetensors") for path in paths)
+    assert apart(first, second, "model/") < 0.05
+    losses = [[float(row["loss"]) for row in rows_of(path.parent)] for path in paths]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_but_for_rounding(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=2, decoder_start=0.5, validate_pairs=0)
+    paths = [train(recipe, options(tmp_path / str(on), compile=on)) for on in (False, True)]
+    first, second = (load_safetensors(path.parent / "last.safetensors") for path in paths)
+    assert apart(first, second, "exp_avg/") < 1e-3
+
+
 def test_the_result_lies_between_the_initial_and_the_trained_weights(tmp_path: Path) -> None:
     recipe = small_recipe(lr=3e-3, validate_pairs=0)
     trained = load_safetensors(train(recipe, options(tmp_path / "all")))
@@ -107,9 +136,8 @@ def test_workers_do_not_change_the_weights(tmp_path: Path) -> None:
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     recipe = small_recipe(steps=4, validate_pairs=0)
     config = write_recipe(recipe, tmp_path / "recipe.json")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = [*TRAIN, "--config", str(config), "--out", str(tmp_path / "two"), "--workers", "0", "--quiet"]
-    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True)
+    done = subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     train(recipe, options(tmp_path / "one"))
     # The averaged gradients agree to rounding. Weights agree less: where a gradient is zero but for rounding (a bias
@@ -120,6 +148,79 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     shorter = tmp_path / "shorter"
     train(recipe, options(shorter, stop_after=3))
     assert apart(first, load_safetensors(shorter / "last.safetensors"), "exp_avg/") > 0.1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"backbone": "resnet18"}, {"backbone": "resnet18", "csfa": False, "hypercolumn": (1, 2)}],
+    ids=["fine-tuned", "a layer that nothing reads"],
+)
+def test_two_processes_train_whatever_has_no_gradient(model: dict[str, object], tmp_path: Path) -> None:
+    recipe = small_recipe(model=SMALL | model, steps=2, batch=2, decoder_start=0.0, validate_pairs=0)
+    config = write_recipe(recipe, tmp_path / "recipe.json")
+    arguments = [*TRAIN, "--config", str(config), "--out", str(tmp_path / "two"), "--workers", "0", "--quiet"]
+    done = subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    train(recipe, options(tmp_path / "one"))
+    first, second = (load_safetensors(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert apart(first, second, "exp_avg/") < 1e-2  # after two steps; see above
+
+
+def test_processes_that_do_not_share_the_folder_go_on_together(tmp_path: Path) -> None:
+    """As on two machines: the second sees no state of the run and is given the first one's."""
+    recipe = small_recipe(steps=5, validate_pairs=0)
+    train(recipe, options(tmp_path / "rank0", stop_after=3))
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, pathlib, torch\n"
+        "from kbc.kbcnet.recipe import read_recipe\n"
+        "from kbc.kbcnet.training import Options, train\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "torch.set_num_threads(1)\n"
+        "out = here / f\"rank{os.environ['RANK']}\"\n"
+        "train(read_recipe(here / 'recipe.json'), Options(out, workers=0, progress=False))\n"
+    )
+    write_recipe(recipe, tmp_path / "recipe.json")
+    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not (tmp_path / "rank1").exists()
+    assert [row["step"] for row in rows_of(tmp_path / "rank0")] == ["1", "2", "3", "4", "5"]
+    train(recipe, options(tmp_path / "whole"))
+    first, second = (load_safetensors(tmp_path / name / "last.safetensors") for name in ("whole", "rank0"))
+    assert apart(first, second, "exp_avg/") < 1e-3
+
+
+def test_each_process_takes_its_own_gpu_before_they_meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done: list[object] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("kbc.kbcnet.training.usable_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+
+    def met(backend: str) -> None:
+        done.append(backend)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", met)
+    with pytest.raises(InterruptedError):
+        train(small_recipe(), options(tmp_path, device="cuda"))
+    assert done == [torch.device("cuda:1"), "nccl"]
+    with pytest.raises(InputError, match="`device` must be 'cpu' or 'cuda' under torchrun"):
+        train(small_recipe(), options(tmp_path, device="cuda:0"))
+
+
+def test_what_cannot_run_is_refused_before_anything_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mixture, "__getitem__", lambda *_: pytest.fail("drew a pair first"))
+    (tmp_path / "file").write_text("")
+    for changes, message in (
+        ({"device": "tpu"}, "`device` must be"),
+        ({"workers": -1}, "`workers` must be"),
+        ({"workers": 1.5}, "`workers` must be"),
+        ({"out": tmp_path / "file"}, "`out` must be a folder"),
+        ({"cache": tmp_path / "file"}, "`cache` must be a folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(small_recipe(), Options(**({"out": tmp_path / "run", "progress": False} | changes)))  # type: ignore[arg-type]
 
 
 def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], kind: str) -> float:
@@ -246,6 +347,15 @@ def test_recipes_refuse_what_they_do_not_know(tmp_path: Path) -> None:
         ({"model.layers": [1, 3, 4]}, "consecutive"),
         ({"data.7.seed": 1}, "data.7.seed"),
         ({"steps": 0}, "steps"),
+        ({"model.widths": [8, 12, 16]}, "widths"),
+        ({"model.widths": [0, 8, 16]}, "widths"),
+        ({"model.blocks": [1, -1, 1]}, "blocks"),
+        ({"data.0.views.margin": [2.0, 1.0]}, "margin"),
+        ({"data.0.views.margin": [0.0, 1.0]}, "margin"),
+        ({"data.0.views.wide_margin": [1.0, float("inf")]}, "wide_margin"),
+        ({"data.0.object_fraction": [0.5, 1.5]}, "object_fraction"),
+        ({"data.0.heights": []}, "heights"),
+        ({"data.0.heights": [16]}, "heights"),
     ):
         with pytest.raises(InputError, match=message):
             read_recipe(path, changes)
@@ -256,6 +366,19 @@ def test_recipes_refuse_what_they_do_not_know(tmp_path: Path) -> None:
         read_recipe(path)
     with pytest.raises(InputError, match="mix"):
         _ = small_recipe(mix=(1.0, 2.0)).shares
+
+
+def test_the_digest_holds_what_a_split_holds(tmp_path: Path) -> None:
+    split = tmp_path / "split.json"
+    photos = {"kind": "photos", "sets": ["a"], "split": str(split)}
+    digests = []
+    for names in (["1.png", "2.png"], ["1.png", "3.png"]):
+        split.write_text(json.dumps({"a": {"train": names, "test": []}}))
+        recipe = small_recipe(data=[photos])
+        network = empty_network(small_config(backbone="resnet18"))
+        digests.append((recipe.digest(), _digest(network, recipe)))
+    assert digests[0][0] != digests[1][0]
+    assert digests[0][1] != digests[1][1]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
