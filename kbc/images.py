@@ -20,7 +20,9 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 """RGB, uint8, (H, W, 3)."""
 
 ImageLike: TypeAlias = "npt.NDArray[Any] | torch.Tensor | str | os.PathLike[str]"
-"""What is accepted at the door: a path, an array (grey, RGB, RGBA; uint8 or float in [0, 1]) or a (3, H, W) tensor."""
+"""What is accepted at the door: a path, an array (grey, RGB, RGBA; uint8 or float in [0, 1]) or a (3, H, W) tensor.
+
+A Pillow image and whatever else gives an array (`__array__`) are accepted as well."""
 
 _fingerprints: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _digests: dict[int, bytes] = {}
@@ -45,25 +47,46 @@ def load_image(image: ImageLike, argument: str = "image") -> Image:
     """Convert anything accepted at the door to RGB uint8 (H, W, 3).
 
     Grey is repeated to three channels, alpha is dropped. Floats must lie in [0, 1]. An array that already is uint8
-    RGB is returned as it is, without a copy. EXIF orientation of files is applied, as OpenCV does.
+    RGB is returned as it is, without a copy. EXIF orientation of files is applied, as OpenCV does (see `turned`); a
+    Pillow image is taken as it stands.
 
     Raises:
         InputError: a missing, empty or broken file, a wrong shape, dtype or range.
     """
-    if isinstance(image, np.ndarray):
-        return _from_array(image, argument)
-    if isinstance(image, (str, os.PathLike)):
-        return _from_file(Path(image), argument)
-    if hasattr(image, "detach") and hasattr(image, "movedim"):
-        return _from_tensor(image, argument)
+    given: Any = image
+    if isinstance(given, (str, os.PathLike)):
+        return _from_file(given, argument)
+    if hasattr(given, "detach") and hasattr(given, "movedim"):
+        return _from_tensor(given, argument)
+    if hasattr(given, "convert") and hasattr(given, "__array_interface__"):
+        given = given.convert("RGB")  # Pillow, whose arrays may be indices into a palette, or CMYK
+    if hasattr(given, "__array__") or hasattr(given, "__array_interface__"):
+        return _from_array(np.asarray(given), argument)
     raise InputError(must_be(argument, "a path, a NumPy array or a torch tensor", type(image).__name__))
 
 
-def _from_file(path: Path, argument: str) -> Image:
+def turned(path: str | os.PathLike[str]) -> bool:
+    """Whether `load_image` turns this file upright (EXIF), so that its pixels lie elsewhere than in the file.
+
+    Seen by decoding a readable image once more, as OpenCV does it. A TIFF's tag is applied as well, and not seen here.
+    """
     cv2 = require_cv2()
+    data = np.fromfile(path, dtype=np.uint8)
+    stored = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return not np.array_equal(stored, cv2.imdecode(data, cv2.IMREAD_COLOR))
+
+
+def _from_file(name: str | os.PathLike[str], argument: str) -> Image:
+    cv2 = require_cv2()
+    path = Path(name)
     try:
         if not path.is_file():
-            raise InputError(must_be(argument, "an existing image file", repr(str(path)), "check the path"))
+            received, hint = repr(str(path)), "check the path"
+            if "://" in str(name):
+                received, hint = f"the address {str(name)!r}", "download it first and give the file"
+            elif path.is_dir():
+                received, hint = f"the folder {str(path)!r}", "name a picture in it"
+            raise InputError(must_be(argument, "an existing image file", received, hint))
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputError(must_be(argument, "a file that can be read", f"{str(path)!r} ({error})")) from error
@@ -78,14 +101,12 @@ def _from_file(path: Path, argument: str) -> Image:
     except cv2.error as error:
         raise InputError(must_be(argument, "a readable image file", f"{str(path)!r} ({error})")) from error
     if decoded is None:
-        raise InputError(
-            must_be(
-                argument,
-                "a readable image file",
-                f"{str(path)!r}, which OpenCV cannot decode",
-                "is the file complete and in a common format?",
-            )
-        )
+        raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)  # a TIFF of floats, for one
+        received, hint = "which OpenCV cannot decode", "is the file complete and in a common format?"
+        if raw is not None:
+            received = f"which holds {raw.dtype} {'×'.join(map(str, raw.shape))}"
+            hint = "read it yourself and give an array, uint8 or float in [0, 1]"
+        raise InputError(must_be(argument, "a readable image file", f"{str(path)!r}, {received}", hint))
     rgb: Image = np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
     rgb.setflags(write=False)
     return rgb

@@ -12,7 +12,7 @@ import torch
 
 import kbc
 from kbc.errors import InputError
-from kbc.images import fingerprint, load_image
+from kbc.images import fingerprint, load_image, turned
 from kbc.types import Pair
 from tests.conftest import draw_scene
 
@@ -128,8 +128,39 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         load_image(text)
     with pytest.raises(InputError, match=r"existing image file.*nowhere"):
         load_image(tmp_path / "nowhere.png")
-    with pytest.raises(InputError, match="existing image file"):
+    with pytest.raises(InputError, match=r"existing image file, received the folder .*; name a picture in it"):
         load_image(tmp_path)
+    with pytest.raises(InputError, match=r"received the address 'https://a\.org/b\.jpg'; download it first"):
+        load_image("https://a.org/b.jpg")
+    cv2.imwrite(str(tmp_path / "depth.tiff"), SCENE.astype(np.float32) / 255)
+    with pytest.raises(InputError, match=r"depth\.tiff', which holds float32 45×60×3; .*give an array"):
+        load_image(tmp_path / "depth.tiff")
+
+
+def test_pillow_images_and_what_gives_an_array() -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib, an extra")
+    picture = pillow.fromarray(SCENE)
+    assert np.array_equal(load_image(picture), SCENE)
+    assert np.array_equal(Pair(picture, picture, [[1, 1]]).target, SCENE)
+    for mode in ("P", "L", "RGBA", "CMYK", "1", "F"):
+        assert np.array_equal(load_image(picture.convert(mode)), np.asarray(picture.convert(mode).convert("RGB")))
+
+    class Gives:
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            return SCENE
+
+    assert np.array_equal(load_image(Gives()), SCENE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("tag", [1, 3, 6])
+def test_a_file_that_is_turned_upright_is_told(tmp_path: Path, ending: str, tag: int) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib, an extra")
+    picture, exif = pillow.fromarray(SCENE), pillow.Exif()
+    exif[0x0112] = tag
+    picture.save(tmp_path / f"photo{ending}", exif=exif)
+    assert turned(tmp_path / f"photo{ending}") == (tag != 1)
+    assert load_image(tmp_path / f"photo{ending}").shape == ((60, 45, 3) if tag == 6 else SCENE.shape)
 
 
 @pytest.mark.parametrize("ending", [".bmp", ".webp", ".tiff"])

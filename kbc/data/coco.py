@@ -21,6 +21,7 @@ from kbc.data.records import (
     existing,
     inside,
     read_json,
+    sized,
 )
 from kbc.errors import DataError, InputError, must_be
 from kbc.geometry import Box, Points
@@ -31,6 +32,8 @@ _Four = Annotated[list[float], Field(min_length=4, max_length=4)]
 class _Image(Record):
     id: int
     file_name: str
+    width: int | None = None
+    height: int | None = None
 
 
 class _Category(Record):
@@ -71,7 +74,8 @@ def open_coco(
     """A data set in COCO's keypoint format.
 
     Points are read as they stand: 0-based pixels, (0, 0) the centre of the top-left pixel. A point counts when it is
-    visible (v = 2) in both instances; with `occluded`, labelled but hidden ones (v = 1) count as well.
+    visible (v = 2) in both instances; with `occluded`, labelled but hidden ones (v = 1) count as well. A picture that
+    has not the width and height that `images` names cannot be loaded: its points are of another picture.
 
     Args:
         root: the folder.
@@ -108,13 +112,14 @@ def open_coco(
             records.append(record)
         else:
             problems.add(annotations, f"fewer than {min_points} common visible points", 1)
-    return Dataset(base.resolve().name, records, problems, cache_bytes=cache_bytes)
+    return Dataset(base.resolve().name, records, problems, sized(reader.sizes), cache_bytes)
 
 
 class _Reader:
     def __init__(self, root: Path, images: Path, data: _Annotations, occluded: bool, problems: Problems) -> None:
         self.root, self.images, self.visible, self.problems = root, images, 1 if occluded else 2, problems
-        self.names = {image.id: image.file_name for image in data.images}
+        self.pictures = {image.id: image for image in data.images}
+        self.sizes: dict[Path, tuple[int, int]] = {}
         self.categories = {category.id: category for category in data.categories}
         self.annotations = {annotation.id: annotation for annotation in data.annotations}
         self.instances = Counter(annotation.image_id for annotation in data.annotations)
@@ -141,9 +146,12 @@ class _Reader:
             annotation = self.annotations[number]
             if annotation.category_id not in self.categories:
                 raise DataError(f"annotation {number}: category {annotation.category_id} is absent")
-            if annotation.image_id not in self.names:
+            if annotation.image_id not in self.pictures:
                 raise DataError(f"annotation {number}: image {annotation.image_id} is absent")
-            path = existing(inside(self.images, self.names[annotation.image_id], f"file_name of annotation {number}"))
+            picture = self.pictures[annotation.image_id]
+            path = existing(inside(self.images, picture.file_name, f"file_name of annotation {number}"))
+            if picture.height and picture.width:
+                self.sizes[path] = (picture.height, picture.width)
             points = self._points(annotation)
             if annotation.bbox is None:
                 self._sides[number] = (path, points, Box.around(points), "keypoint-extent")

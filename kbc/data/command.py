@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         problems = dataset.check()
         lost = sum(problem.pairs for problem in dataset.problems)
         images = len(dataset.images())
-        print(f"{dataset.name}: {len(dataset)} usable pairs of {images} images, {lost} pairs left out")
+        usable = f"{counted(len(dataset), 'usable pair')} of {counted(images, 'image')}"
+        print(f"{dataset.name}: {usable}, {counted(lost, 'pair')} left out")
         for problem in problems:
             print(f"  {problem}")
         wrong += len(problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, TypeVar, overload
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kbc.errors import DataError, InputError, must_be, requirement
 from kbc.geometry import Box, Points, defined
-from kbc.images import Image, load_image
+from kbc.images import Image, load_image, turned
 from kbc.types import Pair
 
 BoxKind: TypeAlias = Literal["annotated", "keypoint-extent"]
@@ -74,7 +74,7 @@ class Problem:
     pairs: int = 0
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f" ({self.pairs} pairs left out)" if self.pairs else "")
+        return f"{self.where}: {self.what}" + (f" ({counted(self.pairs, 'pair')} left out)" if self.pairs else "")
 
 
 class ImageCache:
@@ -223,6 +223,32 @@ class Dataset(Sequence[PairRecord]):
             raise DataError(f"{self.name}: {counted(len(found))}:\n{lines}{more}")
 
 
+def sized(sizes: Mapping[Path, tuple[int, int]]) -> Callable[[Path], Image]:
+    """`load_image` that refuses a file of another size than its annotation names: its points are another picture's.
+
+    One that was resized since, say, or one that is turned upright as it is opened (EXIF) and was annotated as it lies
+    in the file.
+
+    Args:
+        sizes: path → (height, width) in pixels, as annotated; a path that is not there may have any size.
+    """
+
+    def open_image(path: Path) -> Image:
+        image = load_image(path)
+        height, width = image.shape[:2]
+        annotated = sizes.get(path, (height, width))
+        if annotated != (height, width):
+            picture, hint = f"those of the picture, {width}×{height}", "annotate the picture as it is now"
+            if turned(path):
+                picture += " once its EXIF tag has turned it upright"
+                hint = "annotate it upright, or take the tag out of the file if it was annotated without"
+            argument = f"width and height of {path.name}"
+            raise DataError(must_be(argument, picture, f"{annotated[1]}×{annotated[0]}", hint))
+        return image
+
+    return open_image
+
+
 class Record(BaseModel):
     """Base of the models of annotation files: further fields are the data set's own business, NaN is refused."""
 
@@ -304,9 +330,10 @@ def box_xywh(values: Sequence[float], field: str = "bbox") -> Box:
     return box_xyxy((x, y, x + width, y + height), field)
 
 
-def counted(problems: int) -> str:
+def counted(number: int, noun: str = "problem") -> str:
     """ "1 problem", "2 problems"."""
-    return f"{problems} problem{'s' * (problems != 1)}"
+    plural = noun + ("es" if noun.endswith("ch") else "s")
+    return f"{number} {noun if number == 1 else plural}"
 
 
 class Problems:

@@ -10,7 +10,7 @@ import layouts  # type: ignore[import-not-found]
 import numpy as np
 import pytest
 
-from kbc.data import Dataset, open_dataset
+from kbc.data import Dataset, open_dataset, shrink
 from kbc.errors import DataError
 
 
@@ -101,6 +101,51 @@ def test_a_truncated_image_is_found_by_the_check_and_fails_only_its_pairs(tmp_pa
     dataset.load(dataset[3])
     with pytest.raises(DataError, match="truncated"):
         dataset.require_sound()
+
+
+def lie_down(path: Path) -> None:
+    """Save a picture a quarter turn on its side, with the tag that has it turned back when it is opened."""
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib, an extra")
+    exif = pillow.Exif()
+    exif[0x0112] = 6
+    pillow.open(path).save(path, exif=exif)
+
+
+def resize(path: Path) -> None:
+    layouts.write_image(path, 2, (30, 40))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lie_down, r"picture, 60×80 once its EXIF tag has turned it upright, received 80×60; annotate it upright"),
+        (resize, r"picture, 40×30, received 80×60; annotate the picture as it is now"),
+    ],
+)
+def test_a_picture_of_another_size_than_annotated_is_named_and_not_measured(
+    tmp_path: Path, change: Callable[[Path], None], said: str
+) -> None:
+    change(layouts.coco(tmp_path) / "images" / "2.jpg")
+    dataset = open_dataset("coco", tmp_path)
+    (found,) = dataset.check()
+    assert (found.where, found.pairs) == (str(tmp_path / "images" / "2.jpg"), 2)
+    assert said in str(found)
+    with pytest.raises(DataError, match=r"pair '1-2': `width and height of 2\.jpg` must be those of the picture"):
+        dataset.load(dataset[0])
+    dataset.load(dataset[3])
+    assert len(shrink(dataset, 2.0)) == 2
+
+
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}])
+def test_a_picture_whose_annotation_names_no_size_may_have_any(tmp_path: Path, size: dict[str, int | None]) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            del image["width"], image["height"]
+            image.update(size)
+
+    layouts.edit_json(layouts.coco(tmp_path) / "annotations.json", change)
+    resize(tmp_path / "images" / "2.jpg")
+    assert len(open_dataset("coco", tmp_path).load(open_dataset("coco", tmp_path)[0]).keypoints) == 3
 
 
 def test_points_outside_their_image_are_named_and_kept(tmp_path: Path) -> None:

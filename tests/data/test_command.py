@@ -26,7 +26,7 @@ def call(*words: str) -> int:
         (layouts.pascal, "PF-PASCAL test: 2 usable pairs of 3 images"),
         (layouts.willow_folders, "pf-willow: 4 usable pairs"),
         (layouts.willow_csv, "pf-willow: 2 usable pairs"),
-        (layouts.ap10k, "AP-10K cross-family test: 1 usable pairs"),
+        (layouts.ap10k, "AP-10K cross-family test: 1 usable pair of 2 images, 0 pairs left out"),
         (layouts.coco, "4 usable pairs of 4 images"),
     ],
 )
