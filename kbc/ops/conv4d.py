@@ -59,7 +59,8 @@ def center_pivot_conv4d(
     Definition: HSNet, arXiv 2104.01538; free choice of p, kernels of two sizes and the layouts are our choice.
 
     Args:
-        x: (B, C, Ha, Wa, Hb, Wb), fp32, bf16, fp16 or fp64; on the meta device only shapes are computed.
+        x: (B, C, Ha, Wa, Hb, Wb), fp32, bf16, fp16 or fp64; on the meta device only shapes are computed. On a CPU the
+            "torch" backend computes fp16 in fp32, and bf16 too where there is no AVX-512.
         weight_a: (O, C, Kh, Kw), the kernel on the a-grid, odd or even, its two sides need not agree.
         weight_b: (O, C, Kh', Kw'), the kernel on the b-grid.
         bias: (O,) or None.
