@@ -90,7 +90,7 @@ def load(
     `args.pkl` is not needed and never opened.
 
     Args:
-        checkout: a clone of github.com/SunghwanHong/Cost-Aggregation-transformers.
+        checkout: a clone of github.com/SunghwanHong/Cost-Aggregation-transformers (GPL-3.0).
         checkpoint: `model_best.pth`, or the folder that holds it.
         num_heads, hyperpixels: as it was trained; the checkpoint does not say.
         truncate: cut keypoints to whole pixels of the 256 × 256 frame, as upstream does, instead of carrying the

@@ -74,7 +74,7 @@ def load(
     """CHM from a checkout and a checkpoint.
 
     Args:
-        checkout: a clone of github.com/juhongm999/chm.
+        checkout: a clone of github.com/juhongm999/chm (no licence stated).
         checkpoint: a file of its README, backbone included.
         ktype: the kernel the checkpoint was trained with.
         img_size: what images are stretched to, pixels; a multiple of 16 (others fail in upstream's transfer).

@@ -80,9 +80,9 @@ def load(
     """DHPF from a checkout, its checkpoint (which holds the learner only) and ImageNet weights for the backbone.
 
     Args:
-        checkout: a clone of github.com/juhongm999/dhpf.
-        checkpoint: a file of its README.
-        backbone_weights: torchvision's file of the backbone, which upstream would download.
+        checkout: a clone of github.com/juhongm999/dhpf (Apache-2.0).
+        checkpoint: a file of its README: the learner, without the backbone.
+        backbone_weights: torchvision's ImageNet file of the backbone (resnet101-….pth), which upstream would download.
         backbone: the one the checkpoint was trained with.
         img_side: what images are stretched to, pixels; a multiple of 4.
         device: where it runs.

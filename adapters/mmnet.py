@@ -84,7 +84,7 @@ def load(*, checkout: str | Path, checkpoint: str | Path, level: int = 2, device
     """MMNet from a checkout and a checkpoint. The backbone is read off the checkpoint.
 
     Args:
-        checkout: a clone of github.com/wintersun661/MMNet.
+        checkout: a clone of github.com/wintersun661/MMNet (no licence stated).
         checkpoint: a file of its README, backbone included. Its released ones are of fcn-resnet101 and need
             gluoncv-torch.
         level: the correlation that answers: 0 (32 px cells) … 3 (4 px); upstream evaluates 2 (8 px).

@@ -150,9 +150,9 @@ def load(
     """SCOT, which needs no training of its own.
 
     Args:
-        checkout: a clone of github.com/csyanbin/SCOT.
-        checkpoint: the backbone's weights, which upstream would download: torchvision's ImageNet file, `fc` included,
-            or gluoncv-torch's FCN for "fcn101".
+        checkout: a clone of github.com/csyanbin/SCOT (no licence stated).
+        checkpoint: the backbone's weights, which upstream would download: torchvision's ImageNet file
+            (resnet101-….pth), `fc` included, or gluoncv-torch's FCN for "fcn101".
         backbone: which one.
         preset: layers and exponent of upstream's commands for PF-PASCAL and PF-WILLOW, or for SPair-71k.
         layers: other hyperpixel layers than the preset's; the first sets the grid and must be at most 9.

@@ -24,7 +24,12 @@ def hog(
 
     Histograms of oriented gradients after Dalal and Triggs (CVPR 2005), cells of 8 px, nine unsigned orientations,
     each cell described with its surroundings (our choice). Enough for a demo and for rigid, upright objects.
-    `votes`: see `FeatureMatcher.with_votes`.
+
+    Args:
+        size: images are stretched to this side, or (height, width), pixels; cells are of 8 px.
+        votes: let the surrounding matches vote for where a point went; good for upright things, see
+            `FeatureMatcher.with_votes`.
+        device: where it runs.
     """
     matcher = from_features(hog_features, _CELL, size=size, name="hog", normalise=False, device=device)
     return matcher.with_votes() if votes else matcher
@@ -71,7 +76,15 @@ def resnet18(
     votes: bool = False,
     device: str | torch.device = "cpu",
 ) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-18, nearest neighbour; `weights` is a file in torchvision's form."""
+    """Hypercolumns of an ImageNet ResNet-18, nearest neighbour; `weights` is a file in torchvision's form.
+
+    Args:
+        weights: a file with torchvision's key names (`.pth`, `.safetensors`, `.npz`), or "imagenet" to download it.
+        layers: which layers, 1 … 4; the deepest sets the stride.
+        size: images are stretched to this side, or (height, width), pixels.
+        votes: let the surrounding matches vote for where a point went; see `FeatureMatcher.with_votes`.
+        device: where it runs.
+    """
     return hypercolumns("resnet18", weights=weights, layers=layers, size=size, votes=votes, device=device)
 
 
@@ -83,7 +96,15 @@ def resnet50(
     votes: bool = False,
     device: str | torch.device = "cpu",
 ) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-50, nearest neighbour; `weights` is a file in torchvision's form."""
+    """Hypercolumns of an ImageNet ResNet-50, nearest neighbour; `weights` is a file in torchvision's form.
+
+    Args:
+        weights: a file with torchvision's key names (`.pth`, `.safetensors`, `.npz`), or "imagenet" to download it.
+        layers: which layers, 1 … 4; the deepest sets the stride.
+        size: images are stretched to this side, or (height, width), pixels.
+        votes: let the surrounding matches vote for where a point went; see `FeatureMatcher.with_votes`.
+        device: where it runs.
+    """
     return hypercolumns("resnet50", weights=weights, layers=layers, size=size, votes=votes, device=device)
 
 
@@ -95,7 +116,15 @@ def resnet101(
     votes: bool = False,
     device: str | torch.device = "cpu",
 ) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-101, nearest neighbour; `weights` is a file in torchvision's form."""
+    """Hypercolumns of an ImageNet ResNet-101, nearest neighbour; `weights` is a file in torchvision's form.
+
+    Args:
+        weights: a file with torchvision's key names (`.pth`, `.safetensors`, `.npz`), or "imagenet" to download it.
+        layers: which layers, 1 … 4; the deepest sets the stride.
+        size: images are stretched to this side, or (height, width), pixels.
+        votes: let the surrounding matches vote for where a point went; see `FeatureMatcher.with_votes`.
+        device: where it runs.
+    """
     return hypercolumns("resnet101", weights=weights, layers=layers, size=size, votes=votes, device=device)
 
 

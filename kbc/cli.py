@@ -6,7 +6,9 @@ import argparse
 import importlib
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, cast
@@ -15,17 +17,18 @@ from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
 
 FAILED, WRONG_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 
-EXIT_CODES = """exit codes:
-  0    done
-  1    failed: a matcher raised or gave no answer, a file could not be written, a check found faults
-  2    wrong input: an option, a file or a value; the message says which and what it must be
-  3    an optional package is missing; the message gives the line to run
-  130  interrupted (Ctrl-C); no output file is left half-written
-  141  whoever read the output went away (kbc … | head)"""
+EXIT_CODES = {
+    "0": "done",
+    "1": "failed: a matcher raised or gave no answer, a file could not be written, a check found faults",
+    "2": "wrong input: an option, a file or a value; the message says which and what it must be",
+    "3": "an optional package is missing; the message gives the line to run",
+    "130": "interrupted (Ctrl-C); no output file is left half-written",
+    "141": "whoever read the output went away (kbc … | head)",
+}
 
 
 class CommandModule(Protocol):
-    """What a command's module offers. `configure` may set the parser's epilog (examples) itself."""
+    """What a command's module offers. `configure` may set an epilog: what stands above the examples."""
 
     HELP: str
 
@@ -54,7 +57,7 @@ class Command:
 COMMANDS = {
     "demo": Command(
         "kbc.demo",
-        "match procedural small-object scenes with and without KBC; no download",
+        "match drawn small-object scenes with and without KBC; no download",
         ("kbc demo", "kbc demo --pairs 40 --matcher hog --out demo", "kbc demo --json - --quiet"),
     ),
     "match": Command(
@@ -135,15 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overview() -> argparse.ArgumentParser:
     """The parser of `kbc` itself: which command. Building it imports no command."""
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    commands = two_columns([(name, command.summary) for name, command in COMMANDS.items()], 2)
     examples = "\n".join(f"  {COMMANDS[name].examples[0]}" for name in ("demo", "match", "env"))
     parser = Parser(
         prog="kbc",
         usage="kbc COMMAND [OPTION …]",
         description="Better keypoints on small objects, around any semantic matcher.",
         epilog=f"commands:\n{commands}\n\n`kbc COMMAND --help` shows a command's options and examples.\n\n"
-        f"examples:\n{examples}\n\n{EXIT_CODES}",
+        f"examples:\n{examples}\n\n{_exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
@@ -153,11 +155,30 @@ def overview() -> argparse.ArgumentParser:
 
 def command_parser(name: str, module: CommandModule) -> argparse.ArgumentParser:
     """The parser of one command, with its examples and the exit codes at the end of its help."""
-    parser = Parser(prog=f"kbc {name}", description=module.HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"kbc {name}", description=fitted(module.HELP), formatter_class=form)
     module.configure(parser)
-    own = parser.epilog or "examples:\n" + "\n".join(f"  {example}" for example in COMMANDS[name].examples)
-    parser.epilog = f"{own}\n\n{EXIT_CODES}"
+    examples = "examples:\n" + "\n".join(f"  {example}" for example in COMMANDS[name].examples)
+    parser.epilog = "\n\n".join(filter(None, (parser.epilog, examples, _exit_codes())))
     return parser
+
+
+def _exit_codes() -> str:
+    return "exit codes:\n" + two_columns(list(EXIT_CODES.items()), 2)
+
+
+def fitted(text: str, indent: int = 0, hanging: int | None = None) -> str:
+    """A paragraph broken at the terminal's width, indented; its further lines by `hanging` when that is given."""
+    first, others = " " * indent, " " * (indent if hanging is None else hanging)
+    wrap = textwrap.TextWrapper(max(shutil.get_terminal_size().columns, 40), first, others)
+    wrap.break_long_words = wrap.break_on_hyphens = False
+    return wrap.fill(text)
+
+
+def two_columns(rows: Sequence[tuple[str, str]], indent: int = 0) -> str:
+    """Names on the left, what is said of each on the right, broken at the terminal's width."""
+    second = indent + 2 + max((len(name) for name, _ in rows), default=0)
+    return "\n".join(fitted(name.ljust(second - indent) + text, indent, second).rstrip() for name, text in rows)
 
 
 class Parser(argparse.ArgumentParser):

@@ -9,9 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from kbc.cli_options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box, parse_points
+from kbc.cli import two_columns
+from kbc.cli_options import (
+    POINTS_HELP,
+    add_kbc_options,
+    add_matcher_options,
+    kbc_options,
+    key_values,
+    parse_box,
+    parse_points,
+)
 from kbc.errors import InputError, must_be
 from kbc.files import output_file, write_json
+from kbc.geometry import Box, defined
+from kbc.images import turned
 from kbc.types import Kept, Match, MatchResult, Pair
 
 HELP = "Match the points of one photograph in another; answers are in the target photograph's own pixels."
@@ -25,9 +36,17 @@ MEANING: dict[Kept, str] = {
     "coarse: refused": "the matcher's own (no window was surely better)",
     "coarse: outside": "the matcher's own (outside the window)",
     "coarse: failed": "the matcher's own (no answer in the window)",
-    "undefined": "undefined",
+    "undefined": "undefined in the source",
 }
 """`MatchResult.kept` in words."""
+
+_FIND = "give --target-box, or look longer: --budget thorough"
+NEXT: dict[Kept, str] = {
+    "coarse: not small": "things of middle size: --set small_below=0.7",
+    "coarse: no window": _FIND,
+    "coarse: refused": _FIND,
+}
+"""What to try where `MatchResult.kept` is this."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="photograph with known points")
     parser.add_argument("target", help="photograph in which they are looked for")
     parser.add_argument(
-        "--points", required=True, help='"x,y x,y …" in the source\'s pixels, or a .json or .csv file of them'
+        "--points",
+        required=True,
+        help='"x,y x,y …" in the source\'s pixels, or a .json or .csv file of them: see below',
     )
     add_matcher_options(parser)
     add_kbc_options(parser)
@@ -44,6 +65,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-kbc", action="store_true", help="the matcher alone, on the whole photographs")
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - for standard output")
     parser.add_argument("--plot", metavar="FILE", help='draw the match (needs pip install "kbc[viz]")')
+    parser.epilog = (
+        f"{POINTS_HELP}\n\nkept, in the table and in the JSON, says where an answer comes from:\n"
+        + explained(list(MEANING), indent=2)
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,10 +95,25 @@ def run(args: argparse.Namespace) -> int:
                     "source_keypoints": rows(points), **as_dict(result)}, args.json, "--json")  # fmt: skip
     if args.json != "-":
         print(table(pair, result))
-    if isinstance(result, MatchResult):
-        for note in result.notes:
-            print(f"note: {note}", file=sys.stderr)
+    for note in [*notes(args.source, args.target, pair), *getattr(result, "notes", ())]:
+        print(f"note: {note}", file=sys.stderr)
     return 0
+
+
+def notes(source: str, target: str, pair: Pair) -> list[str]:
+    """What a person who measured the points elsewhere should know: turned files, points beyond the image."""
+    found = []
+    for name, image, what in ((source, pair.source, "points"), (target, pair.target, "answers")):
+        if turned(name):
+            size = f"{image.shape[1]}×{image.shape[0]}"
+            found.append(f"{name} was turned upright, as its EXIF tag says: {what} are pixels of the {size} picture")
+    height, width = pair.source.shape[:2]
+    known = pair.keypoints[defined(pair.keypoints)]
+    outside = known[~Box.whole((height, width)).contains(known)]
+    if len(outside):
+        first = f"{outside[0][0]:g},{outside[0][1]:g}"
+        found.append(f"{len(outside)} of {len(known)} points outside the source image ({width}×{height}), e.g. {first}")
+    return found
 
 
 def match(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, Any] | None) -> Match:
@@ -114,8 +154,13 @@ def origins(result: MatchResult) -> str:
     return f"{len(result.kept)} points: " + ", ".join(f"{count} {MEANING[kept]}" for kept, count in counts)
 
 
+def explained(kinds: list[Kept], indent: int = 0) -> str:
+    """A line for each kind of `MatchResult.kept`: what it means, and what to try."""
+    return two_columns([(kept, "; ".join(filter(None, (MEANING[kept], NEXT.get(kept))))) for kept in kinds], indent)
+
+
 def table(pair: Pair, result: Match) -> str:
-    """Source points, coarse and final answers as text."""
+    """Source points, coarse and final answers as text; what `kept` means beneath."""
     full = isinstance(result, MatchResult)
     lines = [
         "   #          source" + ("          coarse" if full else "") + "          answer" + ("  kept" if full else "")
@@ -125,6 +170,7 @@ def table(pair: Pair, result: Match) -> str:
         kept = f"  {result.kept[i]}" if isinstance(result, MatchResult) else ""
         lines.append(f"{i:4d}{_shown(p)}{middle}{_shown(q)}{kept}")
     if isinstance(result, MatchResult):
+        lines.append(explained([kept for kept in MEANING if kept in result.kept]))
         lines.append(f"calls {result.calls}, cost {result.cost:.1f} plain matches, "
                      f"{result.seconds.get('total', 0.0):.2f} s, localizer {result.localizer or '-'}")  # fmt: skip
     return "\n".join(lines)

@@ -105,7 +105,8 @@ def parse_box(text: str | None, argument: str) -> Box | None:
     try:
         return Box.of([float(part) for part in parts], argument)
     except ValueError as error:
-        raise InputError(must_be(argument, "four numbers x0,y0,x1,y1 in that order", repr(text))) from error
+        hint = "x,y,width,height is x,y,x+width,y+height"
+        raise InputError(must_be(argument, "four numbers x0,y0,x1,y1 in that order", repr(text), hint)) from error
 
 
 POINTS_HELP = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
@@ -10,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -18,10 +21,13 @@ import pytest
 
 from kbc import cli
 from kbc.cli_completion import collect
+from kbc.cli_match import MEANING, NEXT
+from kbc.cli_matchers import details
 from kbc.cli_options import key_values, parse_box, parse_points
 from kbc.data.scenes import scene_pair
 from kbc.errors import InputError, MatcherError, MissingDependencyError
 from kbc.files import write_json, written_whole
+from kbc.types import Kept
 
 
 @pytest.fixture(scope="module")
@@ -289,12 +295,91 @@ def test_matchers_are_listed_with_their_options(capsys: pytest.CaptureFixture[st
     code, out, _ = run(capsys, "matchers", "--json", "-")
     found = {entry["name"]: entry for entry in json.loads(out)}
     assert code == 0
-    assert "default 256" in found["hog"]["options"]["size"]
-    assert found["resnet18"]["options"]["weights"] == "required"
+    assert found["hog"]["options"]["size"]["default"] == 256
+    assert found["hog"]["options"]["votes"]["default"] is False
+    assert found["resnet18"]["options"]["layers"]["default"] == [2, 3]
+    assert found["resnet18"]["options"]["weights"]["required"] is True
+    assert "torchvision" in found["resnet18"]["options"]["weights"]["help"]
     assert run(capsys, "matchers", "hog")[1].startswith("hog\n    Dense gradient")
     code, _, err = run(capsys, "matchers", "hogg")
     assert code == 2
     assert "did you mean 'hog'" in err
+
+
+def test_matchers_options_are_explained_and_shown_as_one_types_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    everything, hog = run(capsys, "matchers")[1], run(capsys, "matchers", "hog")[1]
+    assert "    needs: weights\n    options: layers=2,3  size=256  votes=false  device=cpu\n" in everything
+    assert "    votes   let the surrounding matches vote" in hog
+    assert "(default false)" in hog
+    assert "False" not in everything + hog
+    for name in ("chm", "dhpf", "scot", "cats", "mmnet"):
+        builder = EntryPoint(name, f"kbc_adapters.{name}:load", "kbc.matchers")
+        options = details(builder)["options"]
+        upstream = inspect.get_annotations(builder.load(), eval_str=True)["return"].upstream
+        licence = "no licence" if upstream.licence == "none" else upstream.licence
+        assert upstream.repository in options["checkout"]["help"]
+        assert licence in options["checkout"]["help"]
+        assert all(option["help"] for option in options.values())
+
+
+def strange(*, given: object = Path("a"), **others: object) -> None: ...
+
+
+def test_a_third_partys_builder_needs_no_documentation() -> None:
+    found = details(EntryPoint("strange", f"{__name__}:strange", "kbc.matchers"))
+    assert found == {"name": "strange", "about": "no description", "options": {"given": {"help": "", "default": "a"}}}
+
+
+def test_output_and_help_fit_eighty_columns(
+    photos: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = ["matchers", "matchers hog dino cats", "data check --help", *(f"{name} --help" for name in cli.COMMANDS)]
+    examples = {f"  {example}" for command in cli.COMMANDS.values() for example in command.examples}
+    for line in ["--help", *shown]:
+        text = run(capsys, *line.split())[1]
+        assert [row for row in text.splitlines() if len(row) > 80 and row not in examples] == []
+    text = run(capsys, "match", photos["a"], photos["b"], "--points", photos["points"])[1]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_match_explains_each_kind_of_answer_that_occurs_and_says_what_to_try(
+    photos: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    given = ("match", photos["a"], photos["b"], "--points")
+    assert (
+        "\ncoarse: off  the matcher's own (KBC is off)\n"
+        in run(capsys, *given, photos["points"], "--set", "passes=0")[1]
+    )
+    out = run(capsys, *given, "5,5 310,5 5,230 310,230")[1]
+    assert "\ncoarse: not small  the matcher's own (nothing is small)" in out
+    assert "--set small_below=0.7" in out
+    assert "coarse: off" not in out
+    assert set(MEANING) == set(get_args(Kept))
+    assert set(NEXT) <= set(MEANING)
+    helped = " ".join(run(capsys, "match", "--help")[1].split())
+    assert all(f"{kept} {meaning}" in helped for kept, meaning in MEANING.items())
+    assert "[[x, y, v], ...]" in helped
+
+
+def test_match_notes_points_outside_and_pictures_that_were_turned(
+    photos: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib, an extra")
+    code, _, err = run(capsys, "match", photos["a"], photos["b"], "--points", "100,100 319,20 -3,4 330,20", "--no-kbc")
+    assert code == 0
+    assert err == "note: 2 of 4 points outside the source image (320×240), e.g. -3,4\n"
+    exif = pillow.Exif()
+    exif[0x0112] = 8
+    pillow.open(photos["a"]).save(tmp_path / "turned.png", exif=exif)
+    turned = str(tmp_path / "turned.png")
+    code, _, err = run(capsys, "match", turned, photos["b"], "--points", "100,300", "--no-kbc", "--json", "-")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "turned.png was turned upright, as its EXIF tag says: points are pixels of the 240×320 picture" in err
 
 
 def test_match_prints_json_and_nothing_else(photos: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
