@@ -7,6 +7,7 @@ are our choice.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,12 @@ from kbc.geometry import Box, Points, Window, as_points, as_size, defined
 from kbc.types import Pair
 
 SizeHW = tuple[int, int]
+
+FEW = 4
+"""Fewer points than these tell neither how large their object is nor where it is again. Our choice, measured."""
+GUESSED_SIDE = 0.25
+"""Least side of the square that stands for the object of a few points, as a fraction of the image's longer side."""
+_CONTEXT = 3
 
 
 def image_hw(image: object) -> SizeHW:
@@ -62,6 +69,26 @@ def window_around(box: Box, size_hw: SizeHW, matcher_hw: SizeHW | None, config: 
         return window.resized(matcher_hw)
     scale = max(target) / window.box.longest
     return window.resized((max(round(window.box.height * scale), 1), max(round(window.box.width * scale), 1)))
+
+
+def with_context(pair: Pair) -> Pair:
+    """The pair with a source box and nine more points where fewer than `FEW` are defined; else the pair as it is.
+
+    The further points, last in order, are the middles of 3×3 parts of the source's box: look-alikes of one part are
+    many, of a part among its neighbours few. Without a box a square around the points stands for it: between their
+    extent and the image's (the geometric mean), at least a quarter of the image. Our choice, measured
+    (`examples/results/few_points.md`).
+    """
+    known = Box.around(pair.keypoints)
+    if known is None or int(defined(pair.keypoints).sum()) >= FEW:
+        return pair
+    size_hw = image_hw(pair.source)
+    side = max(math.sqrt(known.longest * max(size_hw)), GUESSED_SIDE * max(size_hw))
+    window = Window.fit(pair.source_box or Box.centered(known.center, side, side), size_hw)
+    cells = [[x, y] for y in range(_CONTEXT) for x in range(_CONTEXT)]
+    context = window.resized((_CONTEXT, _CONTEXT)).to_image(np.array(cells, dtype=np.float64))
+    points = np.concatenate([pair.keypoints, context])
+    return Pair(pair.source, pair.target, points, pair.source_box or window.box, pair.target_box)
 
 
 def windowed(pair: Pair, source: Window, target: Window, config: KBCConfig) -> Pair:

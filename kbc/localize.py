@@ -63,7 +63,8 @@ class Case:
     """One pair under way: what is known of it and what it has cost.
 
     Attributes:
-        pair: the whole images.
+        asked: what was asked.
+        pair: the same, of few points with further ones about them and a source box; see `with_context`.
         known: mask (N,) of the keypoints that are defined and seen in the source's window.
         source: the source's window.
         whole: what the matcher said on the whole images; its maps are of the known keypoints.
@@ -73,6 +74,7 @@ class Case:
         notes: see `MatchResult`.
     """
 
+    asked: Pair
     pair: Pair
     known: npt.NDArray[np.bool_]
     source: Window

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kbc.config import KBCConfig, make_config
-from kbc.cropping import image_hw, is_small, window_around
+from kbc.cropping import FEW, image_hw, is_small, window_around, with_context
 from kbc.errors import InputError, must_be
 from kbc.geometry import Box, Points, defined
 from kbc.images import ImageLike
@@ -74,7 +74,10 @@ class KBCMatcher:
     def _batch(self, pairs: Sequence[Pair]) -> list[MatchResult]:
         config, probe = self.config, Probe(self.matcher, self.config)
         clock = [time.perf_counter()]
-        cases = [self._case(pair, look, probe) for pair, look in zip(pairs, probe.whole(pairs), strict=True)]
+        plain = config.passes == 0 or config.localizer == "predicted"  # the matcher or the paper's rule, as they are
+        seen = [pair if plain else with_context(pair) for pair in pairs]
+        looks = probe.whole(seen)
+        cases = [self._case(*about, probe) for about in zip(pairs, seen, looks, strict=True)]
         clock.append(time.perf_counter())
         active = [case for case in cases if config.passes > 0 and case.known.any()]
         candidates = dict(zip(map(id, active), self._candidates(active, probe), strict=True))
@@ -95,14 +98,19 @@ class KBCMatcher:
             for case in cases
         ]
 
-    def _case(self, pair: Pair, look: Look, probe: Probe) -> Case:
+    def _case(self, asked_pair: Pair, pair: Pair, look: Look, probe: Probe) -> Case:
         source_hw, target_hw = image_hw(pair.source), image_hw(pair.target)
         box = pair.source_box or Box.around(pair.keypoints) or Box.whole(source_hw)
         window = window_around(box.clipped(source_hw), source_hw, probe.size_hw, self.config)
         asked = defined(pair.keypoints)
         known = asked & window.shows(pair.keypoints)
         seen = Look(look.match, None if look.maps is None else look.maps[known[asked]])
-        case = Case(pair, known, window, seen)
+        case = Case(asked_pair, pair, known, window, seen)
+        if asked_pair.source_box is None and pair.source_box is not None:
+            case.notes.append(
+                f"fewer than {FEW} points do not show how large their object is: a square of "
+                f"{pair.source_box.longest:.0f} px around them was taken for it; `source_box` tells it"
+            )
         case.seen = {("source", Box.whole(source_hw), False), ("target", Box.whole(target_hw), 1)}
         return case
 
@@ -186,19 +194,19 @@ class KBCMatcher:
 
     def _result(self, case: Case, attempt: Attempt | None, otherwise: Kept, seconds: dict[str, float]) -> MatchResult:
         coarse, score = case.whole.match.keypoints, case.whole.match.score
-        points = coarse.copy()
+        points, count = coarse.copy(), len(case.asked.keypoints)
         kept: list[Kept] = [otherwise if asked else "undefined" for asked in defined(case.pair.keypoints)]
         if attempt is not None:
             points, kept, score = self._merged(case, attempt)
-        given = {"source"} if case.pair.source_box is not None else set()
+        given = {"source"} if case.asked.source_box is not None else set()
         if attempt is not None and attempt.found_by == "given":
             given.add("target")
         cropped = attempt is not None and attempt.found_by != WHOLE
         return MatchResult(
-            points,
-            score,
-            coarse=coarse,
-            kept=tuple(kept),
+            points[:count],
+            None if score is None else score[:count],
+            coarse=coarse[:count],
+            kept=tuple(kept[:count]),
             source_window=attempt.source if attempt is not None and cropped else None,
             target_window=attempt.window if attempt is not None and cropped else None,
             given=frozenset(given),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kbc.config import KBCConfig
-from kbc.cropping import crop_pair, input_hw, is_small, window_around
+from kbc.cropping import FEW, crop_pair, input_hw, is_small, window_around, with_context
 from kbc.errors import InputError
 from kbc.geometry import Box, Window
 from kbc.types import Pair
@@ -207,3 +207,40 @@ def test_crop_pair_refuses(points: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         crop_pair(pair, points)
     assert "target_keypoints" in str(caught.value)
+
+
+def blank(points: object, **boxes: object) -> Pair:
+    image = np.zeros((*IMAGE, 3), np.uint8)
+    return Pair(image, image, points, **boxes)  # type: ignore[arg-type]
+
+
+def test_a_few_points_get_context_over_the_box_that_is_given() -> None:
+    seen = with_context(blank([[130.0, 130.0], [np.nan, 5.0]], source_box=(100, 120, 160, 210), target_box=(1, 2, 3, 4)))
+    expected = [[x, y] for y in (134.5, 164.5, 194.5) for x in (109.5, 129.5, 149.5)]  # middles of 20×30 px parts
+    assert seen.keypoints[0].tolist() == [130.0, 130.0]
+    assert np.isnan(seen.keypoints[1]).all()
+    assert seen.keypoints[2:].tolist() == expected
+    assert (seen.source_box, seen.target_box) == (Box(100, 120, 160, 210), Box(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("points", "box"),
+    [
+        ([[320.0, 240.0]], (241, 161, 401, 321)),  # a quarter of 640 around the pixel's middle
+        ([[270.0, 240.0], [359.0, 240.0]], (195, 121, 435, 361)),  # √(90 · 640), 90 px from edge to edge
+        ([[3.0, 470.0]], (0, 320, 160, 480)),  # shifted into the image
+        ([[-30.0, 470.0]], (0, 320, 160, 480)),
+    ],
+)
+def test_without_a_box_a_square_around_them_stands_for_the_object(points: list, box: tuple[int, ...]) -> None:
+    seen = with_context(blank(points))
+    assert seen.source_box is not None
+    assert np.abs(np.subtract(seen.source_box.xyxy, box)).max() <= 1
+    assert len(seen.keypoints) == len(points) + 9
+    assert seen.source_box.contains(seen.keypoints[len(points) :]).all()
+
+
+def test_enough_points_and_none_stay_as_they_are() -> None:
+    for points in ([[10.0 * i, 20.0] for i in range(FEW)], [[np.nan, np.nan]]):
+        pair = blank(points)
+        assert with_context(pair) is pair

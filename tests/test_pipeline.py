@@ -440,3 +440,42 @@ def test_an_object_that_faces_the_other_way_is_looked_at_mirrored() -> None:
     assert not results[False][1]
     assert results[True][1]
     assert results[True][0] < 8 < 20 < results[False][0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_points_are_found_where_many_are_and_only_they_come_back(count: int) -> None:
+    """A small thing among copies of each of its parts: only what surrounds a point tells which is which."""
+    patch = draw_scene(20, (80, 80))
+    source, target = draw_scene(5, (320, 320)) // 4, draw_scene(6, (320, 320)) // 4
+    source[60:140, 50:130] = patch
+    target[200:280, 190:270] = patch
+    for y in (20, 120, 230):  # the part that is asked about, alone
+        target[y : y + 24, 40:64] = patch[10:34, 10:34]
+    points = np.array([[70.0, 82.0], [76.0, 76.0], [66.0, 74.0]])[:count]
+    plain = kbc.load_matcher("hog")
+    result = kbc.wrap(plain, budget="balanced").match([Pair(source, target, points)])[0]
+    assert len(result.keypoints) == len(result.kept) == len(result.coarse) == count
+    assert result.score is None or len(result.score) == count
+    assert np.linalg.norm(result.keypoints - (points + 140), axis=1).max() < 4
+    assert set(result.kept) == {"fine"}
+    assert result.given == set()
+    assert any("source_box" in note for note in result.notes)
+    told = Pair(source, target, points, source_box=(50, 60, 130, 140))
+    boxed = kbc.wrap(plain, budget="balanced").match([told])[0]
+    assert np.linalg.norm(boxed.keypoints - (points + 140), axis=1).max() < 4
+    assert boxed.given == {"source"}
+    assert boxed.notes == ()
+
+
+@pytest.mark.parametrize("options", [{"passes": 0}, {"localizer": "predicted"}])
+def test_the_matcher_alone_and_the_papers_rule_are_asked_only_for_what_was_asked(options: dict[str, object]) -> None:
+    asked = []
+
+    def function(source: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        asked.append(len(keypoints))
+        return keypoints
+
+    kbc.wrap(function, **options).match([oracle_pair(SMALL[:1])])
+    assert set(asked) == {1}
+    kbc.wrap(function).match([oracle_pair(SMALL[:1])])
+    assert asked[-1] == 10
