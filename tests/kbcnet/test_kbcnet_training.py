@@ -83,7 +83,7 @@ def test_a_finished_run_that_is_run_again_stays_as_it_is(tmp_path: Path) -> None
 
 def test_amp_trains_in_bfloat16_and_gives_about_the_same(tmp_path: Path) -> None:
     recipe = small_recipe(steps=4, decoder_start=0.0, validate_pairs=0)
-    paths = [train(recipe, options(tmp_path / str(amp), amp=amp)) for amp in (False, True)]
+    paths = [commanded(recipe, tmp_path / name, *flags) for name, flags in (("fp32", ()), ("bf16", ("--amp",)))]
     assert not same(*paths)
     first, second = (load_safetensors(path.parent / "last.safetensors") for path in paths)
     assert apart(first, second, "model/") < 0.05
@@ -94,9 +94,22 @@ def test_amp_trains_in_bfloat16_and_gives_about_the_same(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_compiled_training_gives_the_same_but_for_rounding(tmp_path: Path) -> None:
     recipe = small_recipe(steps=2, decoder_start=0.5, validate_pairs=0)
-    paths = [train(recipe, options(tmp_path / str(on), compile=on)) for on in (False, True)]
+    paths = [
+        commanded(recipe, tmp_path / name, *flags) for name, flags in (("plain", ()), ("compiled", ("--compile",)))
+    ]
     first, second = (load_safetensors(path.parent / "last.safetensors") for path in paths)
     assert apart(first, second, "exp_avg/") < 1e-3
+
+
+def commanded(recipe: Recipe, out: Path, *flags: str) -> Path:
+    """The checkpoint that `kbc train kbcnet` writes."""
+    out.mkdir()
+    config = write_recipe(recipe, out / "recipe.json")
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    arguments = ["kbcnet", "--config", str(config), "--out", str(out), "--workers", "0", "--quiet", *flags]
+    assert command.run(parser.parse_args(arguments)) == 0
+    return out / f"{recipe.name}.safetensors"
 
 
 def test_the_result_lies_between_the_initial_and_the_trained_weights(tmp_path: Path) -> None:
