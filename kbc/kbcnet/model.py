@@ -28,7 +28,7 @@ MAX_CORRELATION = 4 * 2**30
 """Bytes that comparing one pair may take; a larger input is refused before it fills the memory."""
 
 _BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
-"""What the pairs of a batch may take together: on a CPU batches of 16 took 1.5 to 2.2 times as long a pair as batches of 4."""
+"""Of a batch of pairs together. On a CPU batches of 16 took 1.5 to 2.2 times as long a pair as batches of 4."""
 
 
 @dataclass(frozen=True, eq=False)
