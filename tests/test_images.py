@@ -268,3 +268,18 @@ def test_fingerprints_forget_dead_images_and_survive_threads(tmp_path: Path) -> 
     del shared
     assert not wrong
     assert len(images._digests) <= before + 1
+
+
+@pytest.mark.parametrize("points", [[[1, 2, 2], [3, 4, 0]], np.ones((2, 3)), torch.ones(2, 3)])
+def test_cocos_third_column_is_answered_with_what_to_do(points: object) -> None:
+    with pytest.raises(InputError, match=r"shape \(2, 3\); of x, y, visibility give x and y, and NaN where"):
+        Pair(SCENE, SCENE, points)
+    with pytest.raises(InputError, match=r"`keypoints` must be numbers of shape \(N, 2\)"):
+        Pair(SCENE, SCENE, [[1, 2], [3]])
+
+
+def test_a_box_of_width_and_height_is_answered_with_what_to_do() -> None:
+    with pytest.raises(
+        InputError, match=r"`target_box` must be .* a box x, y, width, height is \(x, y, x \+ width, y \+"
+    ):
+        Pair(SCENE, SCENE, [[1, 2]], target_box=(30, 20, 12, 13))

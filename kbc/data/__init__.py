@@ -38,7 +38,7 @@ def open_dataset(kind: str, root: str | Path | None = None, **options: Any) -> D
         options: keywords of that kind's function, for example `split="test"`; every kind takes `cache_bytes`.
 
     Raises:
-        InputError: an unknown kind or option; the nearest known one is named.
+        InputError: an unknown kind or option (the nearest known one is named), or no root.
         DataError: the folder does not hold such a data set.
     """
     if kind not in KINDS:
@@ -53,5 +53,9 @@ def open_dataset(kind: str, root: str | Path | None = None, **options: Any) -> D
     if kind == "scenes":
         dataset: Dataset = opener(**options)
         return dataset
+    if root is None:
+        raise InputError(
+            must_be("root", f"the folder of the data set, kind {kind!r}", "nothing", "in the shell --root DIR")
+        )
     opened: Dataset = opener(as_path(root, "root"), **options)
     return opened

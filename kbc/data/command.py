@@ -9,7 +9,7 @@ from typing import Any
 
 from kbc.data import KINDS, Dataset, open_dataset
 from kbc.data.records import counted
-from kbc.errors import DataError, must_be
+from kbc.errors import DataError, InputError, must_be
 
 HELP = "check a copy of a data set, or print where the official ones come from"
 
@@ -40,7 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     epilog = "example: kbc data check data/pf-willow --kind pfwillow"
     check = actions.add_parser("check", help="open everything and say what is wrong", epilog=epilog)
-    check.add_argument("folder", metavar="DIR")
+    check.add_argument("folder", metavar="DIR", nargs="?", help="the data set; also as --root DIR, as in kbc eval")
+    check.add_argument("--root", metavar="DIR", help=argparse.SUPPRESS)
     check.add_argument("--kind", choices=[kind for kind in KINDS if kind != "scenes"], help="default: by the layout")
     actions.add_parser("sources", help="where the official data sets come from, and their terms")
 
@@ -50,7 +51,10 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "sources":
         print(SOURCES, end="")
         return 0
-    folder = Path(args.folder)
+    given = [name for name in (args.folder, args.root) if name is not None]
+    if len(given) != 1:
+        raise InputError(must_be("DIR", "given once", given or "nothing", "for instance kbc data check data/pf-willow"))
+    folder = Path(given[0])
     kind = args.kind or detect(folder)
     wrong = 0
     for dataset in _parts(kind, folder):

@@ -265,7 +265,10 @@ def read_json(path: Path, model: type[_M]) -> _M:
         DataError: the file is missing, not JSON, or a field is wrong; file and field are named.
     """
     try:
-        return model.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        if not content.strip():
+            raise DataError(f"{path}: must be a JSON file, received an empty one")
+        return model.model_validate_json(content)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValidationError as error:

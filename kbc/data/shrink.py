@@ -14,7 +14,7 @@ import numpy as np
 
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import InputError, must_be
-from kbc.geometry import Box, Points, Window
+from kbc.geometry import Box, Points, Window, as_size
 from kbc.images import Image
 
 _THUMB = (16, 16)
@@ -38,7 +38,8 @@ def shrink(dataset: Dataset, factor: float, seed: int = 0, cache_bytes: int = CA
         cache_bytes: memory for the made images.
 
     Raises:
-        InputError: `factor` below 1, or no other photo to paste into.
+        InputError: `factor` below 1, or no other photo to paste into. A photo that would grow beyond what memory is
+            likely to hold becomes a problem of its pairs.
     """
     if not (np.isfinite(factor) and factor >= 1):
         raise InputError(must_be("shrink", "a finite factor of at least 1", factor))
@@ -140,7 +141,7 @@ class _Maker:
 
     def _canvas(self, path: Path) -> tuple[int, int]:
         height, width = self._size(path)
-        return round(height * self.factor), round(width * self.factor)
+        return as_size((round(height * self.factor), round(width * self.factor)), "shrink")
 
     def _generator(self, path: Path, purpose: str = "place") -> np.random.Generator:
         name = "/".join(path.parts[-2:])  # folder and file: the same on every machine and in every part of the set

@@ -14,8 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kbc.cli import fitted
 from kbc.cli_options import key_values
 from kbc.data import KINDS, Dataset
+from kbc.data.records import counted
 from kbc.errors import DataError, InputError, MissingDependencyError, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
 from kbc.evaluation.pck import Frame, Protocol, Threshold
@@ -87,8 +89,11 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(args)
     datasets = plan.open()
     if not any(map(len, datasets)):
-        hint = "`kbc data check DIR` says what is wrong"
-        raise DataError(must_be("data", "at least one usable pair", "none", hint))
+        wrong = [f"{problem.where}: {problem.what}" for dataset in datasets for problem in dataset.problems]
+        received = f"none ({wrong[-1]})" if wrong else "none"
+        raise DataError(
+            must_be("data", "at least one usable pair", received, "`kbc data check DIR` says what is wrong")
+        )
     plan.check()
     folder = Path(args.out)
     ranks = torchrun_rank()
@@ -149,6 +154,10 @@ def _sources(args: argparse.Namespace) -> list[Source]:
     options = key_values(args.data_option, "--data-option")
     asked = None if args.shrink is None else _floats("--shrink", args.shrink)
     if args.data:
+        if args.data != "scenes" and not args.root:
+            raise InputError(
+                must_be("--root", f"given with --data {args.data}", "nothing", "the folder of the data set")
+            )
         root = str(args.root or "")
         return [Source(args.data, root, f, args.seed, args.limit, options) for f in asked or [1.0]]
     limit = SUITE_LIMIT if args.limit is None else args.limit
@@ -219,28 +228,60 @@ def _report(args: argparse.Namespace, plan: Plan, folder: Path, outcomes: list[O
                 made += pictures(report, datasets, complete(plan, datasets, outcomes), protocols, folder)
         except MissingDependencyError as error:
             print(f"no figures: {error}", file=sys.stderr)
-    counted = [outcome for outcome in outcomes if outcome.counts]
+    measured = [outcome for outcome in outcomes if outcome.counts]
     failed = sum(outcome.failure is not None for outcome in outcomes)
-    print(render(report).split("\n\n## ", 1)[-1].split("\n\n## ")[0] if len(datasets) > 1 else _short(report))
+    print(_overview(report) if len(report["datasets"]) > 1 else "\n".join(map(_short, report["datasets"])))
     left_out = sum(problem["count"] for problem in report["problems"])
-    print(f"{len(counted)} matches, {failed} failed, {left_out} problems in the data, {seconds:.0f} s")
-    print("\n".join(str(path) for path in made[:2]) + (f"\n{len(made) - 2} figures" if len(made) > 2 else ""))
-    return 0 if counted else 1
+    numbers = (
+        counted(len(measured), "match"),
+        f"{failed} failed",
+        f"{counted(left_out)} in the data",
+        f"{seconds:.0f} s",
+    )
+    print(", ".join(numbers))
+    print("\n".join(map(str, made[:2])) + (f"\n{counted(len(made) - 2, 'figure')}" if len(made) > 2 else ""))
+    unreadable = {outcome.pair: outcome.error for outcome in outcomes if outcome.failure == "data"}
+    if unreadable:
+        lost = f"{counted(len(unreadable), 'pair')} left out that could not be loaded"
+        print(f"note: {lost}, e.g. {next(iter(unreadable.values()))}", file=sys.stderr)
+    return 0 if measured else 1
 
 
-def _short(report: dict[str, Any]) -> str:
+def _overview(report: dict[str, Any]) -> str:
+    """The essence of a report on several data sets, for the terminal: a row each, a column for each run."""
+    from kbc.evaluation.markdown import SEVERAL
+
+    names = [run["name"] for run in report["runs"]]
+    titles = [dataset["name"] + " †" * bool(dataset["several_instances"]) for dataset in report["datasets"]]
+    width = max(map(len, titles))
+    lines = [f"{'PCK per image, %':<{width}}  pairs" + "".join(f"{f'({i})':>7}" for i in range(1, len(names) + 1))]
+    for title, dataset in zip(titles, report["datasets"], strict=True):
+        shares = "".join(f"{_share(dataset, name):>7}" for name in names)
+        lines.append(f"{title:<{width}}  {dataset['pairs']:>5}{shares}")
+    alphas = ", ".join(dict.fromkeys(f"@{dataset['headline']:g}" for dataset in report["datasets"]))
+    lines.append(fitted(f"{alphas}; " + ", ".join(f"({i}) {name}" for i, name in enumerate(names, 1))))
+    return "\n".join(lines + [fitted(SEVERAL)] * any(dataset["several_instances"] for dataset in report["datasets"]))
+
+
+def _short(dataset: dict[str, Any]) -> str:
     """The essence of a report on one data set, for the terminal."""
-    lines = []
-    for dataset in report["datasets"]:
-        alpha = f"{dataset['headline']:g}"
-        lines.append(f"{dataset['name']}: {dataset['protocol']['text']}")
-        for name, numbers in dataset["runs"].items():
-            share, compared = numbers["per_image"][alpha], numbers.get("comparison")
-            gain = f"  gain {100 * compared['gain']:+5.1f} (p {compared['p']:.3f})" if compared else ""
-            shown = "   –" if share is None else f"{100 * share:5.1f}"
-            seconds = f"{numbers['seconds']:.3f} s/pair" if numbers["seconds"] is not None else ""
-            lines.append(f"  {name:<28} {shown} per image @{alpha}{gain}  {seconds}")
+    width = max(map(len, dataset["runs"]))
+    lines = [
+        fitted(f"{dataset['name']}: {dataset['protocol']['text']}", 0, 2),
+        f"  {'per cent per image':<{width}}   @{dataset['headline']:g}",
+    ]
+    for name, numbers in dataset["runs"].items():
+        compared, seconds = numbers.get("comparison"), numbers["seconds"]
+        gain = f"  gain {100 * compared['gain']:+5.1f} (p {compared['p']:.3f})" if compared else " " * 22
+        speed = "" if seconds is None else f"  {seconds:.3f} s/pair"
+        lines.append(f"  {name:<{width}}  {_share(dataset, name)}{gain}{speed}")
     return "\n".join(lines)
+
+
+def _share(dataset: dict[str, Any], run: str) -> str:
+    """A run's PCK at the headline α in per cent, five characters."""
+    found = dataset["runs"].get(run, {}).get("per_image", {}).get(f"{dataset['headline']:g}")
+    return f"{'–':>5}" if found is None else f"{100 * found:5.1f}"
 
 
 def _portable(report: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from typing import Any
 
 from kbc.evaluation.runner import GIVEN, OFF
 
+SEVERAL = "† several objects in the target picture: without the box the question is ambiguous; read the true window."
+"""What tables say of a data set with that mark."""
+
 _MODES = {
     OFF: "KBC off",
     "predicted": "the paper's rule (predicted)",
@@ -68,10 +71,9 @@ def _summary(report: dict[str, Any], matcher: str) -> str:
     ]
     body.append(["seconds a pair", "", "", *(_seconds(value) for value in seconds)])
     alphas = sorted({f"{d['headline']:g}" for d in report["datasets"]})
-    note = "† several objects in the target picture: without the box the question is ambiguous; read the true window."
     lines = [f"## {matcher}: PCK@{'/'.join(alphas)}, per image", "", *_table(heads, body)]
     if any(dataset["several_instances"] for dataset in report["datasets"]):
-        lines += ["", note]
+        lines += ["", SEVERAL]
     return "\n".join(lines)
 
 

@@ -87,6 +87,9 @@ def test_text_that_is_not_json(tmp_path: Path) -> None:
     (layouts.coco(tmp_path) / "annotations.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"annotations\.json"):
         open_dataset("coco", tmp_path)
+    (tmp_path / "annotations.json").write_text("\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"annotations\.json: must be a JSON file, received an empty one"):
+        open_dataset("coco", tmp_path)
 
 
 def test_a_truncated_image_is_found_by_the_check_and_fails_only_its_pairs(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import layouts  # type: ignore[import-not-found]
 import pytest
 
 from kbc.data import command
-from kbc.errors import DataError
+from kbc.errors import DataError, InputError
 
 
 def call(*words: str) -> int:
@@ -49,6 +49,14 @@ def test_what_is_wrong_is_said_and_counted(tmp_path: Path, capsys: pytest.Captur
     assert "2.jpg" in out
     assert "3.jpg" in out
     assert "2 problems" in out
+
+
+def test_the_folder_may_be_given_as_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("check", "--root", str(layouts.coco(tmp_path))) == 0
+    assert capsys.readouterr().out.endswith("nothing wrong\n")
+    for words in ([], [str(tmp_path), "--root", str(tmp_path)]):
+        with pytest.raises(InputError, match=r"`DIR` must be given once, received .*kbc data check data/pf-willow"):
+            call("check", *words)
 
 
 def test_an_unknown_layout(tmp_path: Path) -> None:

@@ -100,3 +100,9 @@ def test_factor_one_is_the_set_itself_and_a_broken_photo_costs_its_pairs(tmp_pat
     assert len(small) == 2
     assert any("truncated" in str(problem) for problem in small.problems)
     assert small.load(small[0]).source.shape[0] == 120
+
+
+def test_a_picture_beyond_memory_is_a_problem_of_its_pairs(tmp_path: Path) -> None:
+    made = shrink(open_dataset("coco", layouts.coco(tmp_path)), 1e6)
+    assert len(made) == 0
+    assert "`shrink` must be at most 16384 px a side, received (60000000, 80000000)" in str(made.problems[-1])

@@ -227,6 +227,61 @@ def test_the_whole_command(
     assert first == ((out / "report.json").read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("shrink", ["1", "1,2,3"])
+def test_what_the_terminal_shows_fits_it(
+    root: Path,
+    tmp_path: Path,
+    stub: Callable[..., list[Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    shrink: str,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    stub()
+    words = ["--data", "coco", "--root", str(root), "--shrink", shrink, "--out", "o", "--quiet", "--figures", "none"]
+    assert command.run(arguments(*words, "--size", "128,256", "--limit", "1", "--localizer", "best")) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    report = json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))
+    for dataset in report["datasets"]:
+        for numbers in dataset["runs"].values():
+            assert any(f"{100 * numbers['per_image']['0.1']:5.1f}" in line for line in shown)
+    assert f"{len(report['datasets']) * 3} matches, 0 failed, 0 problems in the data, 0 s" in shown
+
+
+def test_pictures_of_another_size_than_annotated_are_left_out_and_told(
+    root: Path, tmp_path: Path, stub: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((root / "annotations.json").read_text(encoding="utf-8"))
+    content["images"][2].update(width=48, height=64)
+    (root / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    stub()
+    words = ["--data", "coco", "--root", str(root), "--kbc", "off", "--out", str(tmp_path / "o"), "--quiet"]
+    assert command.run(arguments(*words, "--figures", "none")) == 0
+    out, err = capsys.readouterr()
+    assert "8 matches, 4 failed" in out
+    assert err.startswith(
+        "note: 4 pairs left out that could not be loaded, e.g. pair '2-3': `width and height of 3.png`"
+    )
+
+
+def test_what_no_memory_holds_and_a_missing_root_are_refused_before_anything_is_written(
+    root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for words, said in (
+        (
+            ["--root", str(root), "--shrink", "1000000"],
+            r"usable pair, received none \(.*`shrink` must be at most 16384 px",
+        ),
+        ([], "`root` must be the folder of the data set, kind 'coco', received nothing; in the shell --root DIR"),
+    ):
+        with pytest.raises(InputError, match=said):
+            command.run(arguments("--data", "coco", "--out", str(out), "--quiet", *words))
+        assert not out.exists()
+
+
 def test_a_run_in_which_everything_fails_says_so(root: Path, tmp_path: Path, stub: Callable[..., list[Any]]) -> None:
     for path in (root / "images").iterdir():
         path.write_bytes(b"nothing")
