@@ -154,10 +154,6 @@ def _sources(args: argparse.Namespace) -> list[Source]:
     options = key_values(args.data_option, "--data-option")
     asked = None if args.shrink is None else _floats("--shrink", args.shrink)
     if args.data:
-        if args.data != "scenes" and not args.root:
-            raise InputError(
-                must_be("--root", f"given with --data {args.data}", "nothing", "the folder of the data set")
-            )
         root = str(args.root or "")
         return [Source(args.data, root, f, args.seed, args.limit, options) for f in asked or [1.0]]
     limit = SUITE_LIMIT if args.limit is None else args.limit
