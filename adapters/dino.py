@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from math import ceil
 from numbers import Integral, Real
 from pathlib import Path
@@ -190,14 +192,16 @@ def _pretrained(model: str | Path, download: bool) -> Any:
         raise MissingDependencyError('dino needs transformers; run: pip install "kbc[dino]"') from error
     options = {"local_files_only": not download, "use_safetensors": True, "trust_remote_code": False}
     try:
-        with BUILDING, torch.random.fork_rng(devices=[]):
+        with BUILDING, torch.random.fork_rng(devices=[]), _bars(shown=download):
             network, report = AutoModel.from_pretrained(
                 str(model), **options, ignore_mismatched_sizes=True, output_loading_info=True
             )
     except Exception as error:  # OSError, ValueError and safetensors' own, by what is wrong
         reason = str(error).strip().partition("\n")[0]
         absent = not download and not Path(model).exists()
-        hint = "download it, or pass download=True" if absent else "check the name and the files"
+        hint = "check the name and the files"
+        if absent:
+            hint = "download it, or have it downloaded: download=True (in the shell --option download=true)"
         expected = "a folder with config.json and model.safetensors, or a cached model id"
         raise InputError(must_be("model", expected, f"{str(model)!r} ({reason})", hint)) from error
     # transformers fills in random weights and goes on
@@ -210,6 +214,23 @@ def _pretrained(model: str | Path, download: bool) -> Any:
         kind = network.config.model_type
         raise InputError(must_be("model", "a vision transformer such as DINOv2 or DINOv3", f"{str(model)!r}: {kind}"))
     return network
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Keeps transformers from drawing a bar for what is a moment's work; what the process has set is put back."""
+    bars: Any = import_module("transformers.utils.logging")
+    hub: Any = import_module("huggingface_hub.utils")
+    hide, hub_hid = bars.is_progress_bar_enabled() and not shown, hub.are_progress_bars_disabled()
+    if hide:
+        bars.disable_progress_bar()  # and the hub's
+    try:
+        yield
+    finally:
+        if hide:
+            bars.enable_progress_bar()
+        if hide and hub_hid:
+            hub.disable_progress_bars()
 
 
 def _statistics(model: str | Path, download: bool) -> tuple[Sequence[float], Sequence[float]]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kbc.cli import fitted
 from kbc.cli_options import add_kbc_options, kbc_options, key_values
+from kbc.data.records import counted
 from kbc.data.scenes import ScenePair, categories, scene_pair
 from kbc.errors import InputError, KBCError, must_be
 from kbc.evaluation.pck import PCK, PCKResult, Protocol, correct
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         write_json(report, args.json)
     if args.json != "-":
         print(table(outcomes, len(scenes)))
-        print("written: " + ", ".join(map(str, written)))
+        print(fitted("written: " + ", ".join(map(str, written)), 0, 2))
     return 0
 
 
@@ -148,7 +150,8 @@ def table(outcomes: Sequence[Outcome], pairs: int) -> str:
             shares = "".join(f"{100 * figures.per_point[alpha]:7.1f} " for alpha in PROTOCOL.alphas)
             lines.append(f"{outcome.matcher + ' ' + label:<26}{shares} {seconds / pairs:10.3f}")
     points = outcomes[0].without.points
-    return "\n".join([*lines, f"{PROTOCOL}; {pairs} drawn pairs, {points} points, objects 8–25 % of the side"])
+    drawn = f"{counted(pairs, 'drawn pair')}, {counted(points, 'point')}, objects 8–25 % of the side"
+    return "\n".join([*lines, fitted(f"{PROTOCOL}; {drawn}")])
 
 
 def draw(outcome: Outcome, scenes: Sequence[ScenePair], path: Path) -> Path:
@@ -214,7 +217,7 @@ def bar(name: str) -> Progress:
             filled = "█" * (30 * done // total)
             print(f"\r{name:<8} |{filled:<30}| {done}/{total}", end="\n" if done == total else "", file=sys.stderr)
         elif done == total:
-            print(f"{name}: {total} pair{'s' * (total > 1)} matched", file=sys.stderr)
+            print(f"{name}: {counted(total, 'pair')} matched", file=sys.stderr)
 
     return show
 

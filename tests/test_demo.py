@@ -14,7 +14,10 @@ from kbc.demo import by_gain, draw_scenes, play
 from kbc.evaluation.pck import correct
 
 
-def test_the_demo_prints_a_table_and_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_prints_a_table_and_writes_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     pytest.importorskip("matplotlib", reason="matplotlib is an extra")
     out = tmp_path / "new" / "folder"
     code = cli.main(["demo", "--pairs", "1", "--matcher", "hog", "--out", str(out), "--budget", "fast"])
@@ -24,6 +27,8 @@ def test_the_demo_prints_a_table_and_writes_its_files(tmp_path: Path, capsys: py
     shown = report["matchers"][0]
     assert f"{100 * shown['pck_with_kbc']['0.1']:7.1f}" in printed
     assert progress == "hog: 1 pair matched\n"
+    assert "1 drawn pair," in " ".join(printed.split())
+    assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
     picture = cv2.imread(str(out / "demo.png"))
     assert picture.shape[1] > 1000
     assert picture.std() > 20

@@ -239,8 +239,32 @@ def test_nothing_is_downloaded_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr("socket.socket.connect", caught)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"`model` must be .* received 'facebook/no-such-model'.*download=True"):
+    with pytest.raises(
+        InputError, match=r"`model` must be .* received 'facebook/no-such-model'.*--option download=true"
+    ):
         load(model="facebook/no-such-model")
+
+
+@pytest.mark.parametrize("hub_shows", [True, False])
+def test_loading_draws_no_bar_and_leaves_the_process_its_own(
+    folders: dict[str, Path], capfd: pytest.CaptureFixture[str], hub_shows: bool
+) -> None:
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled(), hub.are_progress_bars_disabled()
+    try:
+        logging.enable_progress_bar()
+        if not hub_shows:
+            hub.disable_progress_bars()
+        load(model=folders["dinov2"], size=56)
+        assert capfd.readouterr().err == ""
+        assert (logging.is_progress_bar_enabled(), hub.are_progress_bars_disabled()) == (True, not hub_shows)
+        load(model=folders["dinov2"], size=56, download=True)
+        assert "Loading weights" in capfd.readouterr().err
+    finally:
+        (logging.enable_progress_bar if before[0] else logging.disable_progress_bar)()
+        (hub.disable_progress_bars if before[1] else hub.enable_progress_bars)()
 
 
 def test_a_wrong_folder_is_one_sentence(tmp_path: Path) -> None:
