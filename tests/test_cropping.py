@@ -215,7 +215,8 @@ def blank(points: object, **boxes: object) -> Pair:
 
 
 def test_a_few_points_get_context_over_the_box_that_is_given() -> None:
-    seen = with_context(blank([[130.0, 130.0], [np.nan, 5.0]], source_box=(100, 120, 160, 210), target_box=(1, 2, 3, 4)))
+    boxes = {"source_box": (100, 120, 160, 210), "target_box": (1, 2, 3, 4)}
+    seen = with_context(blank([[130.0, 130.0], [np.nan, 5.0]], **boxes))
     expected = [[x, y] for y in (134.5, 164.5, 194.5) for x in (109.5, 129.5, 149.5)]  # middles of 20×30 px parts
     assert seen.keypoints[0].tolist() == [130.0, 130.0]
     assert np.isnan(seen.keypoints[1]).all()
