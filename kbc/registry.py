@@ -45,7 +45,7 @@ def load_matcher(name: str, **options: Any) -> Matcher:
             raise InputError(must_be("options", f"ones that {name!r} takes", repr(option), nearest(option, parameters)))
     for option, value in options.items():
         if option in parameters and _is_switch(parameters[option]) and not isinstance(value, bool):
-            raise InputError(must_be(option, "true or false", repr(value), "text would always count as true"))
+            raise InputError(must_be(option, "true or false", repr(value), f"in the shell --option {option}=true"))
     missing = [
         key
         for key, p in parameters.items()

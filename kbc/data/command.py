@@ -40,8 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     epilog = "example: kbc data check data/pf-willow --kind pfwillow"
     check = actions.add_parser("check", help="open everything and say what is wrong", epilog=epilog)
-    check.add_argument("folder", metavar="DIR", nargs="?", help="the data set; also as --root DIR, as in kbc eval")
-    check.add_argument("--root", metavar="DIR", help=argparse.SUPPRESS)
+    check.add_argument("folder", metavar="DIR", nargs="?", help="the data set's folder")
+    check.add_argument("--root", metavar="DIR", help="the same, as in kbc eval")
     check.add_argument("--kind", choices=[kind for kind in KINDS if kind != "scenes"], help="default: by the layout")
     actions.add_parser("sources", help="where the official data sets come from, and their terms")
 
