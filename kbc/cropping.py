@@ -22,7 +22,7 @@ SizeHW = tuple[int, int]
 FEW = 4
 """Fewer points than these tell neither how large their object is nor where it is again. Our choice, measured."""
 GUESSED_SIDE = 0.25
-"""Least side of the square that stands for the object of a few points, as a fraction of the image's longer side."""
+"""Least side of the square that is looked at for a few points, as a fraction of the image's longer side."""
 _CONTEXT = 3
 
 
@@ -72,11 +72,11 @@ def window_around(box: Box, size_hw: SizeHW, matcher_hw: SizeHW | None, config: 
 
 
 def with_context(pair: Pair) -> Pair:
-    """The pair with a source box and nine more points where fewer than `FEW` are defined; else the pair as it is.
+    """The pair with nine more points where fewer than `FEW` are defined; else the pair as it is.
 
     The further points, last in order, are the middles of 3×3 parts of the source's box: look-alikes of one part are
-    many, of a part among its neighbours few. Without a box a square around the points stands for it: between their
-    extent and the image's (the geometric mean), at least a quarter of the image. Our choice, measured
+    many, of a part among its neighbours few. Without a box they are those of a square around the points, between their
+    extent and the image's in size (the geometric mean), at least a quarter of the image. Our choice, measured
     (`examples/results/few_points.md`).
     """
     known = Box.around(pair.keypoints)
@@ -88,7 +88,7 @@ def with_context(pair: Pair) -> Pair:
     cells = [[x, y] for y in range(_CONTEXT) for x in range(_CONTEXT)]
     context = window.resized((_CONTEXT, _CONTEXT)).to_image(np.array(cells, dtype=np.float64))
     points = np.concatenate([pair.keypoints, context])
-    return Pair(pair.source, pair.target, points, pair.source_box or window.box, pair.target_box)
+    return Pair(pair.source, pair.target, points, pair.source_box, pair.target_box)
 
 
 def windowed(pair: Pair, source: Window, target: Window, config: KBCConfig) -> Pair:

@@ -64,7 +64,7 @@ class Case:
 
     Attributes:
         asked: what was asked.
-        pair: the same, of few points with further ones about them and a source box; see `with_context`.
+        pair: the same, with further points about a few; see `with_context`.
         known: mask (N,) of the keypoints that are defined and seen in the source's window.
         source: the source's window.
         whole: what the matcher said on the whole images; its maps are of the known keypoints.

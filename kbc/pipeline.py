@@ -57,6 +57,8 @@ class KBCMatcher:
             InputError: something in `pairs` is not a `Pair`, or has no keypoints.
             MatcherError: the coarse pass failed. A failed fine pass keeps the coarse answer and leaves a note.
         """
+        if isinstance(pairs, Pair):
+            raise InputError(must_be("pairs", "a sequence of kbc.Pair", "one Pair", "write match([pair])[0]"))
         for pair in pairs:
             if not isinstance(pair, Pair):
                 raise InputError(must_be("pairs", "a sequence of kbc.Pair", type(pair).__name__))
@@ -106,10 +108,10 @@ class KBCMatcher:
         known = asked & window.shows(pair.keypoints)
         seen = Look(look.match, None if look.maps is None else look.maps[known[asked]])
         case = Case(asked_pair, pair, known, window, seen)
-        if asked_pair.source_box is None and pair.source_box is not None:
+        if pair is not asked_pair and pair.source_box is None:
             case.notes.append(
-                f"fewer than {FEW} points do not show how large their object is: a square of "
-                f"{pair.source_box.longest:.0f} px around them was taken for it; `source_box` tells it"
+                f"fewer than {FEW} points do not show how large their object is: "
+                f"{box.longest:.0f} px around them were taken for it; `source_box` tells it"
             )
         case.seen = {("source", Box.whole(source_hw), False), ("target", Box.whole(target_hw), 1)}
         return case

@@ -233,12 +233,15 @@ def test_a_few_points_get_context_over_the_box_that_is_given() -> None:
         ([[-30.0, 470.0]], (0, 320, 160, 480)),
     ],
 )
-def test_without_a_box_a_square_around_them_stands_for_the_object(points: list, box: tuple[int, ...]) -> None:
+def test_without_a_box_the_context_lies_in_a_square_around_the_points(points: list, box: tuple[int, ...]) -> None:
     seen = with_context(blank(points))
-    assert seen.source_box is not None
-    assert np.abs(np.subtract(seen.source_box.xyxy, box)).max() <= 1
+    assert seen.source_box is None
     assert len(seen.keypoints) == len(points) + 9
-    assert seen.source_box.contains(seen.keypoints[len(points) :]).all()
+    further = seen.keypoints[len(points) :]
+    step = (box[2] - box[0]) / 3
+    corner = np.array([box[0] + step / 2, box[1] + step / 2]) - 0.5  # the box is in pixel edges
+    assert np.abs(further[0] - corner).max() <= 1
+    assert np.abs(further[-1] - corner - 2 * step).max() <= 1
 
 
 def test_enough_points_and_none_stay_as_they_are() -> None:

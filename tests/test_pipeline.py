@@ -324,6 +324,7 @@ def test_tiny_and_stripe_images() -> None:
     [
         (lambda: kbc.wrap(Oracle(WARP)).match([oracle_pair(np.empty((0, 2)))]), "at least one"),
         (lambda: kbc.wrap(Oracle(WARP)).match([(1, 2, 3)]), "kbc.Pair"),
+        (lambda: kbc.wrap(Oracle(WARP)).match(oracle_pair()), r"match\(\[pair\]\)"),  # type: ignore[arg-type]
         (lambda: kbc.wrap(3), "function"),
         (lambda: kbc.wrap(Oracle(WARP), budgett="fast"), "'budget'"),
         (lambda: kbc.wrap(Oracle(WARP), budget="huge"), "budget"),

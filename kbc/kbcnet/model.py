@@ -245,7 +245,11 @@ def load(
         weights: "tiny", the checkpoint that comes with kbc (trained from procedural scenes only), or the path of one
             that `kbc train kbcnet` wrote.
         backbone_weights: weights of the ResNet, for checkpoints that were trained on a frozen one.
-        size, device, amp, compile, cache_bytes: see `KBCNet`.
+        size: what images are stretched to, (height, width) or the side of a square; the checkpoint's own by default.
+        device: where the network runs.
+        amp: bfloat16 autocast for the features (the correlation stays in float32).
+        compile: run the feature part through torch.compile.
+        cache_bytes: bound on cached features; least recently used images are dropped first.
 
     Raises:
         InputError, DataError: no such checkpoint, damaged or incomplete, or backbone weights that do not fit.
