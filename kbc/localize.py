@@ -27,6 +27,10 @@ WINDOW_SPANS = tuple(layout.spans(1.0, 0.24, 0.9, 1.2))
 """The same inside a window, whose object should fill about 1 / (1 + 2 · margin) of it."""
 _TILE_RESERVE = 4.0
 """What tiles leave of the budget: a fine pass and one more around it, each matched back."""
+MOST_ZOOMED = 1024
+"""Longest side, pixels, to which a target is enlarged three times: attention over more patches costs far more than they
+are more. Three times finds more than twice; four times no more, at most of the budget. Our choice, measured.
+"""
 DISTINCT = 0.8
 """Candidate windows that overlap more than this (IoU) are one: a slightly shifted window is a second opinion."""
 _APART = 0.6
@@ -282,19 +286,19 @@ def heatmap(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
 def search(cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
     """The cropped source over an enlarged target.
 
-    A matcher that zooms encodes the target once at twice the side, for all its overlapping tiles at once: 2.5 units,
-    approximate (a tile cut first would not see beyond its border). Any other is asked tile by tile, half overlapping,
-    at two sizes (13 calls, or as many as the budget leaves after the fine pass and its checks), each judged by how
-    well the answers keep the source's layout.
+    A matcher that zooms encodes the target once at three times the side (5 units) where budget and `MOST_ZOOMED` allow
+    it, else at twice the side (2.5), for all its overlapping tiles at once: approximate, for a tile cut first would not
+    see beyond its border. Any other is asked tile by tile, half overlapping, at two sizes (13 calls, or as many as the
+    budget leaves after the fine pass and its checks), each judged by how well the answers keep the source's layout.
     """
     if probe.zooms:
         found: list[list[Candidate]] = []
         for case in cases:
-            request = Request(case, case.source, Window.whole(case.target_hw), zoom=2)
-            if not probe.affords(case, probe.price(request)):
-                found.append([])
-                continue
-            maps = probe.zoomed(request)
+            whole = Window.whole(case.target_hw)
+            zooms = [2] if 3 * max(probe.size_hw or case.target_hw) > MOST_ZOOMED else [3, 2]
+            requests = (Request(case, case.source, whole, zoom=zoom) for zoom in zooms)
+            request = next((r for r in requests if probe.affords(case, probe.price(r))), None)
+            maps = None if request is None else probe.zoomed(request)
             found.append([] if maps is None else _voted(case, _evidence(maps), case.points, "search"))
         return found
     return [_tiled(case, probe) for case in cases]

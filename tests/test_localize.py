@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import kbc
+from kbc.config import COST
 from kbc.localize import LOCALIZERS
 from kbc.types import Match, Pair
 from tests.conftest import draw_scene
@@ -89,3 +91,21 @@ def test_an_object_that_is_not_there_is_refused() -> None:
     result = kbc.wrap(kbc.load_matcher("hog"), budget="balanced").match([Pair(pair.source, flat, pair.keypoints)])[0]
     assert set(result.kept) <= {"coarse: refused", "coarse: not small"}
     assert np.array_equal(result.keypoints, result.coarse)
+
+
+@pytest.mark.parametrize(
+    ("size", "budget", "largest"),
+    [(64, "thorough", 192), (64, "balanced", 128), (342, "thorough", 684), (64, "fast", 64)],
+)
+def test_the_target_is_searched_as_large_as_budget_and_size_allow(size: int, budget: str, largest: int) -> None:
+    seen = []
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.shape[-1])
+        return torch.nn.functional.avg_pool2d(images, 8)
+
+    pair, _ = planted()
+    matcher = kbc.from_features(encode, 8, size=size)
+    result = kbc.wrap(matcher, localizer="search", budget=budget).match([pair])[0]
+    assert max(seen) == largest
+    assert result.cost <= COST[budget]
