@@ -13,6 +13,7 @@ from kbc.errors import InputError, MatcherError, must_be
 from kbc.features import IMAGENET_MEAN, IMAGENET_STD, sample, soft_peak
 from kbc.geometry import Window, as_size, defined
 from kbc.images import Image
+from kbc.registry import usable_device
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -212,13 +213,13 @@ def from_flow(
         device: where the network runs.
 
     Raises:
-        InputError: an unknown direction or frame, or a wrong size.
+        InputError: an unknown direction or frame, a wrong size, or a device that is not there.
     """
     if direction not in ("source_to_target", "target_to_source"):
         raise InputError(must_be("direction", "'source_to_target' or 'target_to_source'", repr(direction)))
     if frame not in ("pixels", "cells"):
         raise InputError(must_be("frame", "'pixels' or 'cells'", repr(frame)))
-    options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": device}
+    options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": usable_device(device)}
     return FlowMatcher(network, direction, frame == "cells", **options)
 
 
@@ -242,7 +243,7 @@ def from_correlation(
         device: where the network runs.
 
     Raises:
-        InputError: a wrong size.
+        InputError: a wrong size, or a device that is not there.
     """
-    options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": device}
+    options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": usable_device(device)}
     return CorrelationMatcher(network, source_grid, **options)

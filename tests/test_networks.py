@@ -223,7 +223,7 @@ def test_a_source_grid_that_does_not_fit_is_named() -> None:
         run_matcher(matcher, [Pair(SOURCE, TARGET, POINTS)])
 
 
-@pytest.mark.parametrize("options", [{"direction": "backwards"}, {"frame": "metres"}])
+@pytest.mark.parametrize("options", [{"direction": "backwards"}, {"frame": "metres"}, {"device": "meta"}])
 def test_unknown_options_are_refused(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
     with pytest.raises(InputError, match=f"`{name}`.*{value}"):
