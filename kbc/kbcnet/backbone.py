@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kbc.errors import InputError, must_be
-from kbc.features import Grid
+from kbc.features import IMAGENET_MEAN, IMAGENET_STD, Grid
 from kbc.kbcnet.config import GROUPS, ModelConfig
 from kbc.resnet import ResNet, resnet
 
@@ -177,6 +177,13 @@ def resnet_weights(config: ModelConfig, weights: str | Path) -> tuple[dict[str, 
         expected = f"a file that reaches layer {config.layers[1]}"
         raise InputError(must_be("backbone_weights", expected, f"one with layers {network.available}"))
     return network.state_dict(), config.layers[2] not in network.available
+
+
+def normalised(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 → float, by ImageNet's mean and deviation."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
+    return (images.float() / 255 - mean) / std
 
 
 def align(maps: Tensor, grid: Grid, to: Grid, size_hw: tuple[int, int]) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kbc.kbcnet.backbone import normalised
+from kbc.kbcnet.checkpoint import backbone_digest
 from kbc.kbcnet.logs import progress_bar
 from kbc.kbcnet.network import Network
 from kbc.kbcnet.recipe import Recipe
@@ -56,8 +58,6 @@ class FeaturePool:
 
 @torch.no_grad()
 def _features(network: Network, pair: dict[str, Tensor]) -> dict[str, Tensor]:
-    from kbc.kbcnet.training import normalised
-
     images = torch.stack([pair[side] for side in _SIDES]).to(network.log_temperature.device)
     maps = network.backbone.raw(normalised(images))
     found = {f"{side}.{i}": level[at].half().cpu() for i, level in enumerate(maps) for at, side in enumerate(_SIDES)}
@@ -65,8 +65,6 @@ def _features(network: Network, pair: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _digest(network: Network, recipe: Recipe) -> str:
-    from kbc.kbcnet.checkpoint import backbone_digest
-
     data = recipe.model_dump(mode="json", include={"data", "mix", "pool", "seed"}) | {"splits": recipe.splits}
     text = json.dumps(data, sort_keys=True) + backbone_digest(network) + str(network.config.layers)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

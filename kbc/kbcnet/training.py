@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from kbc.errors import DataError, InputError, KBCError, must_be
-from kbc.features import IMAGENET_MEAN, IMAGENET_STD, soft_peak
+from kbc.features import soft_peak
 from kbc.files import output_folder
-from kbc.kbcnet.backbone import resnet_weights
+from kbc.kbcnet.backbone import normalised, resnet_weights
 from kbc.kbcnet.checkpoint import empty_network, fill, put_backbone, save_checkpoint
 from kbc.kbcnet.logs import Log, progress_bar, show
 from kbc.kbcnet.losses import cell_loss, end_point_loss
@@ -423,13 +423,6 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if at < recipe.warmup:
         return at / recipe.warmup
     return 0.5 * (1 + math.cos(math.pi * (at - recipe.warmup) / (1 - recipe.warmup)))
-
-
-def normalised(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 → float, by ImageNet's mean and deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
-    return (images.float() / 255 - mean) / std
 
 
 def _initial(recipe: Recipe, environment: dict[str, str]) -> Network:
