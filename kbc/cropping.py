@@ -7,7 +7,6 @@ are our choice.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,15 +74,15 @@ def with_context(pair: Pair) -> Pair:
     """The pair with nine more points where fewer than `FEW` are defined; else the pair as it is.
 
     The further points, last in order, are the middles of 3×3 parts of the source's box: look-alikes of one part are
-    many, of a part among its neighbours few. Without a box they are those of a square around the points, between their
-    extent and the image's in size (the geometric mean), at least a quarter of the image. Our choice, measured
+    many, of a part among its neighbours few. Without a box they are those of a square around the points: a quarter of
+    the image, or so large that the further points reach as far as the given ones. Our choice, measured
     (`examples/results/few_points.md`).
     """
     known = Box.around(pair.keypoints)
     if known is None or int(defined(pair.keypoints).sum()) >= FEW:
         return pair
     size_hw = image_hw(pair.source)
-    side = max(math.sqrt(known.longest * max(size_hw)), GUESSED_SIDE * max(size_hw))
+    side = max(known.longest * _CONTEXT / (_CONTEXT - 1), GUESSED_SIDE * max(size_hw))
     window = Window.fit(pair.source_box or Box.centered(known.center, side, side), size_hw)
     cells = [[x, y] for y in range(_CONTEXT) for x in range(_CONTEXT)]
     context = window.resized((_CONTEXT, _CONTEXT)).to_image(np.array(cells, dtype=np.float64))

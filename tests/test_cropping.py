@@ -228,7 +228,7 @@ def test_a_few_points_get_context_over_the_box_that_is_given() -> None:
     ("points", "box"),
     [
         ([[320.0, 240.0]], (241, 161, 401, 321)),  # a quarter of 640 around the pixel's middle
-        ([[270.0, 240.0], [359.0, 240.0]], (195, 121, 435, 361)),  # √(90 · 640), 90 px from edge to edge
+        ([[220.0, 239.5], [419.0, 239.5]], (170, 90, 470, 390)),  # 3/2 of the 200 px from edge to edge
         ([[3.0, 470.0]], (0, 320, 160, 480)),  # shifted into the image
         ([[-30.0, 470.0]], (0, 320, 160, 480)),
     ],

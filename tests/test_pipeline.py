@@ -130,8 +130,8 @@ def test_budgets_are_kept(budget: str, most: int) -> None:
     assert result.cost <= most
     hog = kbc.load_matcher("hog")
     result = kbc.wrap(hog, budget=budget, passes=4).match([Pair(draw_scene(1), draw_scene(2), points)])[0]
-    encoded = hog.encoded * 0.5 + (1.5 if budget == "thorough" else 0.0)  # type: ignore[attr-defined]
-    assert encoded == result.cost <= most  # the zoomed target is one image of four times the size: 2 units, not 0.5
+    encoded = hog.encoded * 0.5 + (4.0 if budget == "thorough" else 0.0)  # type: ignore[attr-defined]
+    assert encoded == result.cost <= most  # the zoomed target is one image of nine times the size: 4.5 units, not 0.5
 
 
 def test_undefined_points_stay_undefined() -> None:

@@ -73,8 +73,8 @@ def markdown(tables: dict[str, Hits], command: str) -> str:
         "brackets the share of pairs more than 10 points below no KBC.",
         "",
         "Fewer than four points do not show how large their object is, nor do they make a layout. `kbc` asks about "
-        "nine more, a 3×3 grid over `source_box` or, without it, over a square around the points (between their extent "
-        "and the image's, at least a quarter of the image), and gives back only what was asked for.",
+        "nine more, a 3×3 grid over `source_box` or, without it, over a square around the points (a quarter of the "
+        "image, or half as long again as they lie apart), and gives back only what was asked for.",
         "",
     ]
     for count in COUNTS:
