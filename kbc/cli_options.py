@@ -85,8 +85,8 @@ def _value(text: str) -> Any:
 def as_typed(value: object) -> str:
     """A value as one types it: what `key_values` reads back.
 
-    >>> [as_typed(value) for value in (False, None, "cpu", (2, 3), 0.5)]
-    ['false', 'null', 'cpu', '2,3', '0.5']
+    >>> print(*map(as_typed, (False, None, "cpu", (2, 3), 0.5)))
+    false null cpu 2,3 0.5
     """
     if isinstance(value, (list, tuple)) and len(value) > 1:
         return ",".join(map(as_typed, value))
