@@ -65,12 +65,6 @@ def details(point: EntryPoint) -> dict[str, Any]:
     return {"name": point.name, "about": " ".join(text.split("\n\n")[0].split()), "options": options}
 
 
-def about(point: EntryPoint) -> dict[str, Any]:
-    """`details` with each option in a word: "required", "optional", or "default" and its value as one types it."""
-    found = details(point)
-    return found | {"options": {key: _word(option) for key, option in found["options"].items()}}
-
-
 def arguments(docstring: str) -> dict[str, str]:
     """What the Args of a docstring (Google's form, unindented) say of each argument, each in one line.
 
@@ -87,6 +81,7 @@ def _plain(value: object) -> Any:
 
 
 def _word(option: dict[str, Any]) -> str:
+    """An option in a word: "required", "optional", or "default" and its value as one types it."""
     if option.get("required"):
         return "required"
     return "optional" if option["default"] is None else f"default {as_typed(option['default'])}"

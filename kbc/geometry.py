@@ -54,7 +54,11 @@ def as_points(points: object, argument: str = "keypoints") -> Points:
     if array.size == 0:
         array = array.reshape(0, 2)
     if array.ndim != 2 or array.shape[1] != 2:
-        hint = "transpose it: x and y are the last axis" if array.ndim == 2 and array.shape[0] == 2 else ""
+        hint = ""
+        if array.ndim == 2 and array.shape[1] == 3:  # COCO's: the third says which of the points are there at all
+            hint = "of x, y, visibility give x and y, and NaN where the visibility is 0"
+        elif array.ndim == 2 and array.shape[0] == 2:
+            hint = "transpose it: x and y are the last axis"
         raise InputError(must_be(argument, "of shape (N, 2), x then y", f"shape {array.shape}", hint))
     if np.isinf(array).any():
         raise InputError(must_be(argument, "finite, or NaN where undefined", "infinite coordinates"))
@@ -363,7 +367,8 @@ def _fit_span(low: float, high: float, limit: int) -> tuple[int, int]:
 def _check_box(xyxy: tuple[float, float, float, float], argument: str) -> None:
     x0, y0, x1, y1 = xyxy
     if not (math.isfinite(x0 + y0 + x1 + y1) and x1 >= x0 and y1 >= y0):
-        raise InputError(must_be(argument, "finite with x1 ≥ x0 and y1 ≥ y0", xyxy, "the order is xyxy"))
+        hint = "the order is xyxy; a box x, y, width, height is (x, y, x + width, y + height)"
+        raise InputError(must_be(argument, "finite with x1 ≥ x0 and y1 ≥ y0", xyxy, hint))
 
 
 def _like(values: object, points: Any) -> Any:

@@ -67,8 +67,8 @@ class Case:
     """One pair under way: what is known of it and what it has cost.
 
     Attributes:
-        asked: what was asked.
-        pair: the same, with further points about a few; see `with_context`.
+        pair: the whole images; its keypoints are those asked for and, of a few, further ones; see `with_context`.
+        asked: how many of the keypoints, the first, were asked for.
         known: mask (N,) of the keypoints that are defined and seen in the source's window.
         source: the source's window.
         whole: what the matcher said on the whole images; its maps are of the known keypoints.
@@ -78,8 +78,8 @@ class Case:
         notes: see `MatchResult`.
     """
 
-    asked: Pair
     pair: Pair
+    asked: int
     known: npt.NDArray[np.bool_]
     source: Window
     whole: Look

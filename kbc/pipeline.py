@@ -78,8 +78,8 @@ class KBCMatcher:
         clock = [time.perf_counter()]
         plain = config.passes == 0 or config.localizer == "predicted"  # the matcher or the paper's rule, as they are
         seen = [pair if plain else with_context(pair) for pair in pairs]
-        looks = probe.whole(seen)
-        cases = [self._case(*about, probe) for about in zip(pairs, seen, looks, strict=True)]
+        asked = [len(pair.keypoints) for pair in pairs]
+        cases = [self._case(*about, probe) for about in zip(seen, asked, probe.whole(seen), strict=True)]
         clock.append(time.perf_counter())
         active = [case for case in cases if config.passes > 0 and case.known.any()]
         candidates = dict(zip(map(id, active), self._candidates(active, probe), strict=True))
@@ -100,15 +100,15 @@ class KBCMatcher:
             for case in cases
         ]
 
-    def _case(self, asked_pair: Pair, pair: Pair, look: Look, probe: Probe) -> Case:
+    def _case(self, pair: Pair, count: int, look: Look, probe: Probe) -> Case:
         source_hw, target_hw = image_hw(pair.source), image_hw(pair.target)
         box = pair.source_box or Box.around(pair.keypoints) or Box.whole(source_hw)
         window = window_around(box.clipped(source_hw), source_hw, probe.size_hw, self.config)
         asked = defined(pair.keypoints)
         known = asked & window.shows(pair.keypoints)
         seen = Look(look.match, None if look.maps is None else look.maps[known[asked]])
-        case = Case(asked_pair, pair, known, window, seen)
-        if pair is not asked_pair and pair.source_box is None:
+        case = Case(pair, count, known, window, seen)
+        if len(pair.keypoints) > count and pair.source_box is None:
             case.notes.append(
                 f"fewer than {FEW} points do not show how large their object is: "
                 f"{box.longest:.0f} px around them were taken for it; `source_box` tells it"
@@ -196,11 +196,11 @@ class KBCMatcher:
 
     def _result(self, case: Case, attempt: Attempt | None, otherwise: Kept, seconds: dict[str, float]) -> MatchResult:
         coarse, score = case.whole.match.keypoints, case.whole.match.score
-        points, count = coarse.copy(), len(case.asked.keypoints)
+        points, count = coarse.copy(), case.asked
         kept: list[Kept] = [otherwise if asked else "undefined" for asked in defined(case.pair.keypoints)]
         if attempt is not None:
             points, kept, score = self._merged(case, attempt)
-        given = {"source"} if case.asked.source_box is not None else set()
+        given = {"source"} if case.pair.source_box is not None else set()
         if attempt is not None and attempt.found_by == "given":
             given.add("target")
         cropped = attempt is not None and attempt.found_by != WHOLE

@@ -63,7 +63,7 @@ class Pair:
         put = object.__setattr__  # a frozen dataclass with conversion at the door
         put(self, "source", _sealed(load_image(source, "source")))
         put(self, "target", _sealed(load_image(target, "target")))
-        points = as_points(_two_columns(keypoints))
+        points = as_points(keypoints)
         points[np.isnan(points).any(axis=1)] = np.nan
         far = far_outside(points, self.source.shape[:2])
         if far.any():
@@ -89,25 +89,10 @@ def _sealed(image: Image) -> Image:
     return view
 
 
-def _two_columns(keypoints: Any) -> object:
-    """What was given, unless it is COCO's (N, 3): its third column says which of the points are there at all."""
-    try:
-        shape = np.shape(keypoints)
-    except (TypeError, ValueError):  # no numbers, or rows of several lengths: `as_points` says so
-        return keypoints
-    if len(shape) == 2 and shape[1] == 3:
-        hint = "of x, y, visibility give x and y, and NaN where the visibility is 0"
-        raise InputError(must_be("keypoints", "of shape (N, 2), x then y", f"shape {tuple(shape)}", hint))
-    return keypoints
-
-
 def _inside(box: object, image: Image, argument: str) -> Box | None:
     if box is None:
         return None
-    try:
-        given = Box.of(box, argument)  # type: ignore[arg-type]
-    except InputError as error:
-        raise InputError(f"{error}; a box x, y, width, height is (x, y, x + width, y + height)") from error
+    given = Box.of(box, argument)  # type: ignore[arg-type]
     clipped = given.clipped((image.shape[0], image.shape[1]))
     if clipped.area <= 0:
         size = f"{image.shape[1]}×{image.shape[0]}"

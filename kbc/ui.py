@@ -43,10 +43,10 @@ class Server:
 
     def matchers(self) -> list[str]:
         """Matchers that can be built here without further options."""
-        from kbc.cli_matchers import about
+        from kbc.cli_matchers import details
         from kbc.registry import GROUP
 
-        ready = [e["name"] for e in map(about, entry_points(group=GROUP)) if _needs_nothing(e)]
+        ready = [e["name"] for e in map(details, entry_points(group=GROUP)) if _needs_nothing(e)]
         return sorted({self.matcher, *ready})
 
 
@@ -242,7 +242,7 @@ STYLE = "#kbc-source img, #kbc-target img { cursor: crosshair; user-select: none
 
 def _needs_nothing(entry: dict[str, Any]) -> bool:
     usable = not entry["about"].startswith("not usable here")
-    return usable and "required" not in entry["options"].values()
+    return usable and not any(option.get("required") for option in entry["options"].values())
 
 
 def _theme() -> Any:

@@ -146,16 +146,21 @@ def test_workers_do_not_change_the_weights(tmp_path: Path) -> None:
     assert same(first, second)
 
 
-def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
-    recipe = small_recipe(steps=4, validate_pairs=0)
+def trained_by_one_and_by_two(recipe: Recipe, tmp_path: Path) -> tuple[dict[str, torch.Tensor], ...]:
+    """What a run leaves behind: of this process alone, and of two under torchrun."""
     config = write_recipe(recipe, tmp_path / "recipe.json")
     arguments = [*TRAIN, "--config", str(config), "--out", str(tmp_path / "two"), "--workers", "0", "--quiet"]
     done = subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     train(recipe, options(tmp_path / "one"))
+    return tuple(load_safetensors(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+
+
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    recipe = small_recipe(steps=4, validate_pairs=0)
+    first, second = trained_by_one_and_by_two(recipe, tmp_path)
     # The averaged gradients agree to rounding. Weights agree less: where a gradient is zero but for rounding (a bias
     # in front of a norm), AdamW makes a step of it all the same.
-    first, second = (load_safetensors(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     assert apart(first, second, "exp_avg/") < 1e-4
     assert apart(first, second, "model/") < 1e-3
     shorter = tmp_path / "shorter"
@@ -170,12 +175,7 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
 )
 def test_two_processes_train_whatever_has_no_gradient(model: dict[str, object], tmp_path: Path) -> None:
     recipe = small_recipe(model=SMALL | model, steps=2, batch=2, decoder_start=0.0, validate_pairs=0)
-    config = write_recipe(recipe, tmp_path / "recipe.json")
-    arguments = [*TRAIN, "--config", str(config), "--out", str(tmp_path / "two"), "--workers", "0", "--quiet"]
-    done = subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    train(recipe, options(tmp_path / "one"))
-    first, second = (load_safetensors(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    first, second = trained_by_one_and_by_two(recipe, tmp_path)
     assert apart(first, second, "exp_avg/") < 1e-2  # after two steps; see above
 
 
