@@ -97,7 +97,6 @@ class ScenesData(BaseModel):
         object_fraction: range of the figure's longest side over the image's, as `kbc.data.scenes.scene_pair` takes it.
         heights: image heights that are drawn from; the width is 4/3 of it.
         often: relative frequency of some categories; of the others it is 1.
-        views_per_scene: successive pairs that are views of the same scene, which costs more to draw than to look at.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,7 +107,6 @@ class ScenesData(BaseModel):
     object_fraction: Annotated[tuple[_Share, _Share], AfterValidator(_rising)] = (0.08, 0.4)
     heights: tuple[Annotated[int, Field(ge=32)], ...] = Field((240, 360, 480), min_length=1)
     often: dict[str, Annotated[float, Field(gt=0)]] = {}
-    views_per_scene: Annotated[int, Field(ge=1)] = 2
 
 
 class PhotosData(BaseModel):
@@ -166,11 +164,10 @@ class SceneSource:
             raise InputError(must_be("often", f"about some of {', '.join(points)}", sorted(data.often)))
         shares = np.array([data.often.get(category, 1.0) for category in points])
         self._shares = shares / shares.sum()
-        self._drawn: tuple[int, ScenePair] | None = None
 
     def __call__(self, index: int) -> Sample:
-        """The pair of this index."""
-        scene = self._scene(index // self.data.views_per_scene)
+        """The pair of this index. Each is a scene of its own: several views of one taught far less at every step."""
+        scene = self._scene(index)
         sides = [(scene.source.image, scene.source.keypoints), (scene.target.image, scene.target.keypoints)]
         parts = self.first[scene.category] + np.arange(len(scene.names))
         return framed_pair(np.random.default_rng([self.data.seed, index, 7]), sides, parts, self.data.views)
@@ -178,18 +175,15 @@ class SceneSource:
     def _scene(self, number: int) -> ScenePair:
         from kbc.data.scenes import scene_pair
 
-        if self._drawn is None or self._drawn[0] != number:
-            data, rng = self.data, np.random.default_rng([self.data.seed, number, 5])
-            height = int(rng.choice(data.heights))
-            category = str(rng.choice(list(self.first), p=self._shares)) if data.often else None
-            scene = scene_pair(
-                [data.seed, number],
-                size_hw=(height, height * 4 // 3),
-                object_fraction=data.object_fraction,
-                category=category,
-            )
-            self._drawn = (number, scene)
-        return self._drawn[1]
+        data, rng = self.data, np.random.default_rng([self.data.seed, number, 5])
+        height = int(rng.choice(data.heights))
+        category = str(rng.choice(list(self.first), p=self._shares)) if data.often else None
+        return scene_pair(
+            [data.seed, number],
+            size_hw=(height, height * 4 // 3),
+            object_fraction=data.object_fraction,
+            category=category,
+        )
 
 
 class PhotoSource:

@@ -89,7 +89,7 @@ class Mixture(Dataset[dict[str, Tensor]]):
         """
         at = 0
         sources = self.sources[index >= self.first_late]
-        if len(sources) > 1:  # neighbours share a source, so that views of one scene stay together
+        if len(sources) > 1:  # two by two from a source
             at = int(np.random.default_rng([self.seed, index // 2, 3]).choice(len(sources), p=self.shares))
         sample = sources[at](index)
         return {
@@ -315,7 +315,7 @@ class _Run:
 
     def _batches(self, start: int, end: int) -> Iterator[dict[str, Any]]:
         recipe = self.recipe
-        share = recipe.batch // self.world  # side by side, so that views of one scene stay in one process
+        share = recipe.batch // self.world
         own = slice(self.rank * share, (self.rank + 1) * share)
         chosen = [indices_of(recipe, step)[own] for step in range(start, end)]
         if self.pool is not None:

@@ -45,12 +45,12 @@ def test_a_scene_pair_is_determined_by_its_index() -> None:
     first, second = SceneSource(data), SceneSource(data)
     second(7)
     assert equal(first(4), second(4))
-    assert not equal(first(4), first(5))  # another view of the same scene
+    assert not equal(first(4), first(5))  # another scene
     assert not equal(first(4), SceneSource(data.model_copy(update={"seed": 1}))(4))
 
 
 def test_categories_come_as_often_as_asked() -> None:
-    data = ScenesData(kind="scenes", views=Views(size=64), heights=(64,), views_per_scene=1, often={"lamp": 21.0})
+    data = ScenesData(kind="scenes", views=Views(size=64), heights=(64,), often={"lamp": 21.0})
     source = SceneSource(data)
     drawn = [source.names[source(index).parts.max()].split("/")[0] for index in range(24)]
     assert drawn.count("lamp") >= 12  # 21 of 28 on average
