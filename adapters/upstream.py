@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
-from kbc.features import IMAGENET_MEAN, IMAGENET_STD
+from kbc.features import imagenet_normalised
 from kbc.files import as_path
 from kbc.geometry import Points, cell_centres, defined
 from kbc.images import Image
@@ -172,9 +172,7 @@ class UpstreamMatcher:
 
 def normalised(image: Image, device: torch.device) -> Tensor:
     """(H, W, 3) uint8 → (3, H, W) float32 with ImageNet's mean and deviation, on the device."""
-    values = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1).float().div(255)
-    mean, std = (values.new_tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
-    return (values - mean) / std
+    return imagenet_normalised(torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1).float().div(255))
 
 
 def pillow_resize(image: Image, size_hw: tuple[int, int]) -> Image:

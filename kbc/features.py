@@ -26,6 +26,12 @@ _VOTE_REACH, _VOTE_TOLERANCE, _VOTE_WEIGHT, _VOTE_TEMPERATURE = 0.2, 0.09, 0.5, 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def imagenet_normalised(images: Tensor) -> Tensor:
+    """(…, 3, H, W) RGB in [0, 1] → by ImageNet's mean and deviation."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images - mean) / std
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Where the cells of a feature map lie in the network's input.
@@ -218,9 +224,7 @@ class FeatureMatcher:
         small = self._frame(image).resized(size_hw).cut(image)
         tensor = torch.tensor(small).to(self._device).permute(2, 0, 1).float().div_(255)
         if self._normalise:
-            mean = tensor.new_tensor(IMAGENET_MEAN)[:, None, None]
-            std = tensor.new_tensor(IMAGENET_STD)[:, None, None]
-            tensor = (tensor - mean) / std
+            tensor = imagenet_normalised(tensor)
         return tensor
 
     def _checked(self, maps: Tensor, count: int, size_hw: tuple[int, int]) -> Tensor:

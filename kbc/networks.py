@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, MatcherError, must_be
-from kbc.features import IMAGENET_MEAN, IMAGENET_STD, sample, soft_peak
+from kbc.features import imagenet_normalised, sample, soft_peak
 from kbc.geometry import Window, as_size, defined
 from kbc.images import Image
 from kbc.registry import usable_device
@@ -55,10 +55,7 @@ class _StretchedNetwork:
         import torch
 
         tensor = torch.tensor(self._frame(image).cut(image)).to(self._device).permute(2, 0, 1).float() / 255
-        if not self._normalise:
-            return tensor
-        mean, std = (tensor.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return (tensor - mean) / std
+        return imagenet_normalised(tensor) if self._normalise else tensor
 
     def _frame(self, image: Image) -> Window:
         return Window.whole((image.shape[0], image.shape[1]), self.input_size)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kbc.errors import InputError, must_be
-from kbc.features import IMAGENET_MEAN, IMAGENET_STD, Grid
+from kbc.features import Grid, imagenet_normalised
 from kbc.kbcnet.config import GROUPS, ModelConfig
 from kbc.resnet import ResNet, resnet
 
@@ -181,9 +181,7 @@ def resnet_weights(config: ModelConfig, weights: str | Path) -> tuple[dict[str, 
 
 def normalised(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 → float, by ImageNet's mean and deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
-    return (images.float() / 255 - mean) / std
+    return imagenet_normalised(images.float() / 255)
 
 
 def align(maps: Tensor, grid: Grid, to: Grid, size_hw: tuple[int, int]) -> Tensor:
