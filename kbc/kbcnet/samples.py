@@ -172,14 +172,14 @@ class SceneSource:
         parts = self.first[scene.category] + np.arange(len(scene.names))
         return framed_pair(np.random.default_rng([self.data.seed, index, 7]), sides, parts, self.data.views)
 
-    def _scene(self, number: int) -> ScenePair:
+    def _scene(self, index: int) -> ScenePair:
         from kbc.data.scenes import scene_pair
 
-        data, rng = self.data, np.random.default_rng([self.data.seed, number, 5])
+        data, rng = self.data, np.random.default_rng([self.data.seed, index, 5])
         height = int(rng.choice(data.heights))
         category = str(rng.choice(list(self.first), p=self._shares)) if data.often else None
         return scene_pair(
-            [data.seed, number],
+            [data.seed, index],
             size_hw=(height, height * 4 // 3),
             object_fraction=data.object_fraction,
             category=category,

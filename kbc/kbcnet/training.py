@@ -89,7 +89,7 @@ class Mixture(Dataset[dict[str, Tensor]]):
         """
         at = 0
         sources = self.sources[index >= self.first_late]
-        if len(sources) > 1:  # two by two from a source
+        if len(sources) > 1:  # two by two: the pairs of a recipe stay what they were
             at = int(np.random.default_rng([self.seed, index // 2, 3]).choice(len(sources), p=self.shares))
         sample = sources[at](index)
         return {
