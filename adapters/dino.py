@@ -123,21 +123,19 @@ class Letterboxed:
     """
 
     shares_features = True
-    zooms = True
 
     def __init__(self, square: FeatureMatcher) -> None:
         self.square = square
         self.name = square.name
         self.input_size = square.input_size
         self.max_batch = square.max_batch
-        self.weighs_neighbours = square.weighs_neighbours
 
-    def similarity(self, pairs: Sequence[Pair], zoom: int = 1) -> list[npt.NDArray[np.float32]]:
+    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
         """Per pair (N, h, w): cosines of each keypoint with cells that tile the target; see `FeatureMatcher`.
 
         As many cells for every image as for a square one, so that maps of windows and of whole images compare.
         """
-        found = self._padded(pairs, zoom)
+        found = self._padded(pairs)
         return [_without_padding(maps, pair.target) for pair, maps in zip(pairs, found, strict=True)]
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
@@ -153,9 +151,9 @@ class Letterboxed:
             matches.append(Match(np.minimum(points, (width - 0.5, height - 0.5)), score.double().numpy()))
         return matches
 
-    def _padded(self, pairs: Sequence[Pair], zoom: int = 1) -> list[npt.NDArray[np.float32]]:
+    def _padded(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
         padded = [Pair(squared(pair.source), squared(pair.target), pair.keypoints) for pair in pairs]
-        return self.square.similarity(padded, zoom)
+        return self.square.similarity(padded)
 
 
 def squared(image: Image) -> Image:

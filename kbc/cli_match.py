@@ -23,11 +23,11 @@ from kbc.errors import InputError, must_be
 from kbc.files import output_file, write_json
 from kbc.geometry import Box, defined
 from kbc.images import turned
-from kbc.types import Kept, Match, MatchResult, Pair
+from kbc.types import Match, MatchResult, Origin, Pair
 
 HELP = "Match the points of one photograph in another; answers are in the target photograph's own pixels."
 
-MEANING: dict[Kept, str] = {
+MEANING: dict[Origin, str] = {
     "fine": "found in the windows",
     "whole": "chosen together on the whole images",
     "coarse: off": "the matcher's own (KBC is off)",
@@ -38,15 +38,15 @@ MEANING: dict[Kept, str] = {
     "coarse: failed": "the matcher's own (no answer in the window)",
     "undefined": "undefined in the source",
 }
-"""`MatchResult.kept` in words."""
+"""`MatchResult.origin` in words."""
 
 _FIND = "give --target-box, or look longer: --budget thorough"
-NEXT: dict[Kept, str] = {
+NEXT: dict[Origin, str] = {
     "coarse: not small": "things of middle size: --set small_below=0.7",
     "coarse: no window": _FIND,
     "coarse: refused": _FIND,
 }
-"""What to try where `MatchResult.kept` is this."""
+"""What to try where `MatchResult.origin` is this."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - for standard output")
     parser.add_argument("--plot", metavar="FILE", help='draw the match (needs pip install "kbc[viz]")')
     parser.epilog = (
-        f"{POINTS_HELP}\n\nkept, in the table and in the JSON, says where an answer comes from:\n"
+        f"{POINTS_HELP}\n\norigin, in the table and in the JSON, says where an answer comes from:\n"
         + explained(list(MEANING), indent=2)
     )
 
@@ -150,12 +150,12 @@ def describe(result: Match, name: str) -> str:
 
 def origins(result: MatchResult) -> str:
     """Where the points come from, e.g. "9 points: 7 found in the windows, 2 the matcher's own (outside the window)"."""
-    counts = Counter(result.kept).most_common()
-    return f"{len(result.kept)} points: " + ", ".join(f"{count} {MEANING[kept]}" for kept, count in counts)
+    counts = Counter(result.origin).most_common()
+    return f"{len(result.origin)} points: " + ", ".join(f"{count} {MEANING[kept]}" for kept, count in counts)
 
 
-def explained(kinds: list[Kept], indent: int = 0) -> str:
-    """A line for each kind of `MatchResult.kept`: what it means, and what to try."""
+def explained(kinds: list[Origin], indent: int = 0) -> str:
+    """A line for each kind of `MatchResult.origin`: what it means, and what to try."""
     return two_columns([(kept, "; ".join(filter(None, (MEANING[kept], NEXT.get(kept))))) for kept in kinds], indent)
 
 
@@ -163,14 +163,17 @@ def table(pair: Pair, result: Match) -> str:
     """Source points, coarse and final answers as text; what `kept` means beneath."""
     full = isinstance(result, MatchResult)
     lines = [
-        "   #          source" + ("          coarse" if full else "") + "          answer" + ("  kept" if full else "")
+        "   #          source"
+        + ("          coarse" if full else "")
+        + "          answer"
+        + ("  origin" if full else "")
     ]
     for i, (p, q) in enumerate(zip(pair.keypoints, result.keypoints, strict=True)):
         middle = _shown(result.coarse[i]) if isinstance(result, MatchResult) else ""
-        kept = f"  {result.kept[i]}" if isinstance(result, MatchResult) else ""
+        kept = f"  {result.origin[i]}" if isinstance(result, MatchResult) else ""
         lines.append(f"{i:4d}{_shown(p)}{middle}{_shown(q)}{kept}")
     if isinstance(result, MatchResult):
-        lines.append(explained([kept for kept in MEANING if kept in result.kept]))
+        lines.append(explained([kept for kept in MEANING if kept in result.origin]))
         lines.append(f"calls {result.calls}, cost {result.cost:.1f} plain matches, "
                      f"{result.seconds.get('total', 0.0):.2f} s, localizer {result.localizer or '-'}")  # fmt: skip
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kbc.errors import InputError, must_be, requirement
 
-LocalizerName: TypeAlias = Literal["predicted", "consensus", "heatmap", "search", "best", "given"]
+LocalizerName: TypeAlias = Literal["predicted", "consensus", "search", "best", "given"]
 Budget: TypeAlias = Literal["fast", "balanced", "thorough"]
 
 COST: dict[str, float] = {"fast": 2.0, "balanced": 4.0, "thorough": 16.0}
@@ -61,22 +61,20 @@ class KBCConfig(BaseModel):
     )
     joint: bool = Field(
         default=True,
-        description="Where the matcher shows similarity maps, choose the points jointly: the source's layout "
-        "decides between look-alikes. Off, and always with localizer='predicted' or a matcher that weighs a point's "
-        "neighbours itself (KBCNet, `with_votes`), the matcher's own answers are taken; those of several passes are "
-        "combined either way.",
+        description="Let the layout that all of a pair's answers agree on correct single ones. Off, and always with "
+        "localizer='predicted', the matcher's own answers in the best window are taken.",
     )
     mirror: bool = Field(
         default=True,
-        description="Look at the source's window mirrored too, where the answers do not hold up, the budget allows it "
-        "and the matcher shows similarity maps: the object may face the other way. Off where left and right must not "
-        "be taken for each other.",
+        description="Look at the source mirrored too, where the budget allows it: the object may face the other way. "
+        "Off where left and right must not be taken for each other.",
     )
     accept_margin: float = Field(
-        default=0.75,
+        default=-1.5,
         ge=-10,
         le=10,
-        description="A fine pass is taken when its score beats the coarse one by more than this.",
+        description="A fine pass is taken when its evidence beats the coarse one's by more than this, nats a point. "
+        "Below zero, for the coarse pass sees a small object in a few cells, whose answers agree too easily.",
     )
     batch_size: int = Field(default=16, ge=1, description="Pairs handled together at most.")
 

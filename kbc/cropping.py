@@ -18,12 +18,6 @@ from kbc.types import Pair
 
 SizeHW = tuple[int, int]
 
-FEW = 4
-"""Fewer points than these tell neither how large their object is nor where it is again. Our choice, measured."""
-GUESSED_SIDE = 0.25
-"""Least side of the square that is looked at for a few points, as a fraction of the image's longer side."""
-_CONTEXT = 3
-
 
 def image_hw(image: object) -> SizeHW:
     """(height, width) of an image array (H, W, 3)."""
@@ -68,26 +62,6 @@ def window_around(box: Box, size_hw: SizeHW, matcher_hw: SizeHW | None, config: 
         return window.resized(matcher_hw)
     scale = max(target) / window.box.longest
     return window.resized((max(round(window.box.height * scale), 1), max(round(window.box.width * scale), 1)))
-
-
-def with_context(pair: Pair) -> Pair:
-    """The pair with nine more points where fewer than `FEW` are defined; else the pair as it is.
-
-    The further points, last in order, are the middles of 3×3 parts of the source's box: look-alikes of one part are
-    many, of a part among its neighbours few. Without a box they are those of a square around the points: a quarter of
-    the image, or so large that the further points reach as far as the given ones. Our choice, measured
-    (`examples/results/few_points.md`).
-    """
-    known = Box.around(pair.keypoints)
-    if known is None or int(defined(pair.keypoints).sum()) >= FEW:
-        return pair
-    size_hw = image_hw(pair.source)
-    side = max(known.longest * _CONTEXT / (_CONTEXT - 1), GUESSED_SIDE * max(size_hw))
-    window = Window.fit(pair.source_box or Box.centered(known.center, side, side), size_hw)
-    cells = [[x, y] for y in range(_CONTEXT) for x in range(_CONTEXT)]
-    context = window.resized((_CONTEXT, _CONTEXT)).to_image(np.array(cells, dtype=np.float64))
-    points = np.concatenate([pair.keypoints, context])
-    return Pair(pair.source, pair.target, points, pair.source_box, pair.target_box)
 
 
 def windowed(pair: Pair, source: Window, target: Window, config: KBCConfig) -> Pair:

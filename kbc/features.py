@@ -75,8 +75,7 @@ class FeatureMatcher:
     """
 
     shares_features = True
-    zooms = True
-    weighs_neighbours = False
+    votes = False
 
     def __init__(
         self,
@@ -104,31 +103,29 @@ class FeatureMatcher:
 
         Every cell of the source is compared, not the keypoints' alone; the neighbours of a point then say where it
         moved (`kbc.voting`). Good for upright things, mirrored or not; worse for things that turn freely. Costs a
-        correlation of all cells with all cells. A zoomed target, whose cells lie at another scale, gets none.
+        correlation of all cells with all cells.
         Measured in examples/results/votes.md; the weights are our choice.
         """
         voting = copy(self)
-        voting.weighs_neighbours = True
+        voting.votes = True
         return voting
 
     def clear_cache(self) -> None:
         """Forget all features: call it when the weights behind `encode` have changed."""
         self._cache.clear()
 
-    def features(self, images: Sequence[Image], size_hw: tuple[int, int] | None = None) -> list[Tensor]:
+    def features(self, images: Sequence[Image]) -> list[Tensor]:
         """One map (C, h, w) per image, unit length along C, on the device; each distinct image is encoded once.
 
         Args:
             images: RGB uint8 (H, W, 3).
-            size_hw: stretch them to this instead of `input_size`.
 
         Raises:
             MatcherError: `encode` gave something else than a finite (B, C, h, w) of the declared stride.
         """
         import torch
 
-        size_hw = size_hw or self.input_size
-        keys = [fingerprint(image) + repr(size_hw).encode() for image in images]
+        keys = [fingerprint(image) for image in images]
         found: dict[bytes, Tensor] = {}
         todo: dict[bytes, Image] = {}
         for key, image in zip(keys, images, strict=True):
@@ -141,8 +138,8 @@ class FeatureMatcher:
         with torch.inference_mode():
             for start in range(0, len(waiting), 8):  # larger batches gain nothing on a CPU and cost memory
                 part = waiting[start : start + 8]
-                batch = torch.stack([self._prepare(image, size_hw) for _, image in part])
-                maps = self._checked(self.encode(batch), len(part), size_hw)
+                batch = torch.stack([self._prepare(image) for _, image in part])
+                maps = self._checked(self.encode(batch), len(part))
                 maps = torch.nn.functional.normalize(maps.float(), dim=1)
                 self.encoded += len(part)
                 for (key, _), values in zip(part, maps, strict=True):
@@ -150,24 +147,17 @@ class FeatureMatcher:
                     self._cache.put(key, values.clone())
         return [found[key] for key in keys]
 
-    def similarity(self, pairs: Sequence[Pair], zoom: int = 1) -> list[npt.NDArray[np.float32]]:
-        """Per pair (N, h, w): cosine of each keypoint's feature with the target's cells, over the whole target.
-
-        Args:
-            pairs: what to compare.
-            zoom: encode the target at this many times the input size (the source as always): zoom² the cells from one
-                pass, instead of a pass per tile. Approximate: a tile cut first would not see beyond its border.
-        """
+    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+        """Per pair (N, h, w): cosine of each keypoint's feature with the target's cells, over the whole target."""
         import torch
 
-        zoomed = (self.input_size[0] * zoom, self.input_size[1] * zoom)
         sources = self.features([pair.source for pair in pairs])
-        targets = self.features([pair.target for pair in pairs], zoomed)
+        targets = self.features([pair.target for pair in pairs])
         maps = []
         with torch.inference_mode():
             for pair, source, target in zip(pairs, sources, targets, strict=True):
-                values = self._similarity(pair, source, target, votes=self.weighs_neighbours and zoom == 1)
-                maps.append(self._on_regular_cells(values, zoomed).cpu().numpy())
+                values = self._similarity(pair, source, target, votes=self.votes)
+                maps.append(self._on_regular_cells(values).cpu().numpy())
         return maps
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
@@ -179,7 +169,7 @@ class FeatureMatcher:
         with torch.inference_mode():
             for index, pair in enumerate(pairs):
                 source, target = features[2 * index : 2 * index + 2]
-                values = self._similarity(pair, source, target, votes=self.weighs_neighbours)
+                values = self._similarity(pair, source, target, votes=self.votes)
                 cells, score = soft_peak(values)
                 inside = self.grid.to_pixels(cells).double().cpu().numpy()
                 points = self._frame(pair.target).to_image(inside)
@@ -198,14 +188,14 @@ class FeatureMatcher:
         known = torch.as_tensor(defined(pair.keypoints), device=values.device)
         return torch.where(known[:, None, None], values, torch.nan)
 
-    def _on_regular_cells(self, values: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    def _on_regular_cells(self, values: Tensor) -> Tensor:
         """Similarity on a grid whose cells tile the image, as `SimilarityMatcher` promises.
 
         Patches tile it already. Other grids are resampled (bicubic) at half their stride, so that peaks stay put.
         """
         import torch
 
-        stride = self.grid.stride
+        stride, size_hw = self.grid.stride, self.input_size
         tiled = (round(size_hw[0] / stride), round(size_hw[1] / stride))
         if tuple(values.shape[-2:]) == tiled and self.grid.patches:
             return values
@@ -218,17 +208,19 @@ class FeatureMatcher:
     def _frame(self, image: Image) -> Window:
         return Window.whole((image.shape[0], image.shape[1]), self.input_size)
 
-    def _prepare(self, image: Image, size_hw: tuple[int, int]) -> Tensor:
+    def _prepare(self, image: Image) -> Tensor:
         import torch
 
-        small = self._frame(image).resized(size_hw).cut(image)
+        small = self._frame(image).cut(image)
         tensor = torch.tensor(small).to(self._device).permute(2, 0, 1).float().div_(255)
         if self._normalise:
             tensor = imagenet_normalised(tensor)
         return tensor
 
-    def _checked(self, maps: Tensor, count: int, size_hw: tuple[int, int]) -> Tensor:
+    def _checked(self, maps: Tensor, count: int) -> Tensor:
         import torch
+
+        size_hw = self.input_size
 
         if not isinstance(maps, torch.Tensor) or maps.ndim != 4 or maps.shape[0] != count:
             shape = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
@@ -371,3 +363,47 @@ def soft_peak(values: Tensor, reach: int = 1, temperature: float = 0.05) -> tupl
     weight = torch.softmax(torch.where(valid, near / temperature, -torch.inf).nan_to_num(nan=0.0), dim=1)
     cells = torch.stack([(weight * xs).sum(1), (weight * ys).sum(1)], dim=1)
     return cells.masked_fill(undefined[:, None], torch.nan), score.masked_fill(undefined, torch.nan)
+
+
+def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The highest local peaks of maps (N, h, w), to less than a cell.
+
+    Returns:
+        cells (N, most, 2), x then y, NaN where a map has fewer; and how many of the map's deviations each peak lies
+        below the map's highest, (N, most), −inf where there is none.
+    """
+    import torch
+
+    values = torch.as_tensor(maps)
+    if len(values) == 0:
+        return np.empty((0, most, 2)), np.empty((0, most))
+    highest = torch.nn.functional.max_pool2d(values[None], 3, 1, 1)[0]
+    flat = torch.where(values >= highest, values, -torch.inf).flatten(1)
+    top, best = flat.topk(min(most, flat.shape[1]), dim=1)
+    width = values.shape[2]
+    y, x = best // width, best % width
+    deviation = values.flatten(1).std(dim=1).mean().clamp_min(1e-9)
+    cells = torch.stack([_refined(values, y, x, 1), _refined(values, y, x, 0)], dim=-1).double()
+    none = torch.isinf(top)
+    cells = cells.masked_fill(none[..., None], torch.nan)
+    below = ((top - top[:, :1]) / deviation).double().masked_fill(none, -torch.inf)
+    short = most - top.shape[1]
+    if short:
+        cells = torch.nn.functional.pad(cells, (0, 0, 0, short), value=torch.nan)
+        below = torch.nn.functional.pad(below, (0, short), value=-torch.inf)
+    return cells.cpu().numpy(), below.cpu().numpy()
+
+
+def _refined(values: Tensor, y: Tensor, x: Tensor, axis: int) -> Tensor:
+    """The place of peaks (N, M) along one axis (0: y, 1: x): the vertex of a parabola through three cells."""
+    import torch
+
+    rows = torch.arange(values.shape[0], device=values.device)[:, None]
+    at = x if axis else y
+    last = values.shape[-1 if axis else -2] - 1
+    low, high = (at - 1).clamp_min(0), (at + 1).clamp_max(last)
+    before = values[rows, y, low] if axis else values[rows, low, x]
+    after = values[rows, y, high] if axis else values[rows, high, x]
+    curve = before + after - 2 * values[rows, y, x]
+    step = torch.where(curve < 0, 0.5 * (before - after) / curve.clamp_max(-1e-12), torch.zeros_like(curve))
+    return at + step.clamp(-0.5, 0.5)

@@ -1,269 +1,350 @@
-"""The points' joint layout: where would the whole set of keypoints fit best on the similarity maps?
+"""The layout: where a smooth, bending map of the object's points lies that most of a matcher's answers agree on.
 
-One keypoint's map is full of look-alikes; the set is not. Each pose (place, size, mirror, turn) of the source's layout
-collects, at every point's place, the evidence of that point's own map, blurred by how far parts may move. This is a
-generalised Hough transform with soft votes. Related: Cho et al., "Unsupervised Object Discovery and Localization in the
-Wild" (CVPR 2015) and Ham et al., "Proposal Flow" (arXiv 1511.05065), which vote with region matches; the form here,
-its log-likelihood score and its use as a prior for each point are our choice.
+Two steps. `propose` finds the similarity transforms (mirrored ones too) from source to target that many answers agree
+with: every pair of answers proposes one, all answers vote (a deterministic relative of RANSAC). `fit` starts from one
+and estimates, by expectation maximisation, which answers are right, how exact they are and how the object bends: a
+Gaussian process over the object gives the deviation from the transform, so that near points move together and far ones
+for themselves. This is vector field consensus (Ma et al., "Robust point matching via vector field consensus", IEEE TIP
+2014) with several possible places a point, several passes over the same object, and a transform as its mean; these, the
+kernel and every constant (`kbc.tuning`) are our choice, measured in `examples/results/tuning.md`.
+
+The same model serves every matcher. Where answers are exact, they carry the layout: it goes through them. Where they
+scatter, their neighbours correct them. How far to trust a matcher is estimated from the pair at hand.
+
+Shapes: B problems of S source points, P passes, M places a pass may give for a point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from kbc.geometry import Box, Points, Window, defined
-from kbc.images import require_cv2
+from kbc.tuning import TUNING, Tuning
 
-Maps = npt.NDArray[np.float32]
-"""(N, h, w): similarity of each of N points to the cells that tile a window, row by row."""
-
-SHARPNESS = 2.0
-"""Softmax sharpness on maps scaled to unit deviation. Our choice, measured on real photographs."""
-FINDING_SHARPNESS = 8.0
-"""The same where the whole target is searched: most of a picture is not the object, and only peaks speak against that
-much of it. Our choice, measured: any value from 8 to 32 finds as much, 2 far less.
-"""
-TOLERANCE = 0.10
-"""How far a part may lie from its place in the layout: one deviation, as a fraction of the layout's longer side."""
-TURN_PENALTY = 0.2
-"""What a turned layout must have more, nats a point: most things stand upright. Our choice, measured."""
-FLOOR = 0.3
-"""Evidence every place has, against the uniform map's 1: bounds what one occluded or mistaken point can cost."""
-TAIL = 0.02
-"""Prior weight of places far from the pose, against 1 at its centre."""
-_FINER = 3
-_NEAR = 3
-_MOST_PAIRS = 400
-_CHANNELS = 64
+_TINY = 1e-12
+_UNRELATED_SIZE = 1.0  # side, in object sizes, of the square in which a wrong answer may lie anywhere
 
 
 @dataclass(frozen=True, eq=False)
-class Pose:
-    """A placed layout.
+class Similarity:
+    """Similarity transforms x ↦ scale · R(turn) · (±x₀, x₁) + shift, mirrored ones with −x₀. Batched over (…).
 
     Attributes:
-        points: (N, 2) where the points would lie, in the target's pixels.
-        score: mean log evidence against a uniform map; 0 is chance.
+        turn: (…, 2) scale · (cos, sin).
+        shift: (…, 2) target pixels.
+        mirror: (…) −1 where the layout is mirrored, else 1.
+        score: (…) the share of answers that agree with it, [0, 1].
     """
 
-    points: Points
-    score: float
+    turn: Tensor
+    shift: Tensor
+    mirror: Tensor
+    score: Tensor
 
-    @property
-    def span(self) -> float:
-        """The longer side of the layout, pixels."""
-        return max(float(np.ptp(self.points, axis=0).max()), 1e-6)
+    def __call__(self, points: Tensor) -> Tensor:
+        """Source points (…, S, 2) in the target."""
+        x, y = points[..., 0] * self.mirror[..., None], points[..., 1]
+        a, b = self.turn[..., 0, None], self.turn[..., 1, None]
+        return torch.stack([a * x - b * y, b * x + a * y], dim=-1) + self.shift[..., None, :]
+
+    def __getitem__(self, index: object) -> Similarity:
+        return Similarity(*(getattr(self, name)[index] for name in ("turn", "shift", "mirror", "score")))
 
 
-def evidence(maps: Maps, sharpness: float = SHARPNESS) -> Maps:
-    """Similarity maps as densities against the uniform one: (N, h, w), mean 1 each.
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Fitted layouts, batched over B.
 
-    Maps are scaled by their common deviation first, so that cosines, correlations and logits compare.
+    Attributes:
+        points: (B, S, 2) where the source points lie in the target, pixels.
+        variance: (B, S) of each coordinate of `points`, pixels squared.
+        others: (B, S, 2) where a point lies by all points but itself; `others_variance` (B, S).
+        noise: (B, P) deviation of a right answer from the layout, pixels.
+        trust: (B, P) share of a pass's answers that are right.
+        size: (B,) of the object in the target, pixels.
+        evidence: (B, P) mean over the points of the log likelihood of a pass's answers against answers anywhere.
+        mirrored: (B,) whether the layout is mirrored.
     """
-    count = maps.shape[0]
-    flat = maps.reshape(count, -1).astype(np.float32)
-    scale = float(np.mean(flat.std(axis=1))) or 1.0
-    logits = flat * (sharpness / scale)
-    logits -= logits.max(axis=1, keepdims=True)
-    density = np.exp(logits)
-    density *= flat.shape[1] / density.sum(axis=1, keepdims=True)
-    return np.asarray(density.reshape(maps.shape), dtype=np.float32)
+
+    points: Tensor
+    variance: Tensor
+    others: Tensor
+    others_variance: Tensor
+    noise: Tensor
+    trust: Tensor
+    size: Tensor
+    evidence: Tensor
+    mirrored: Tensor
 
 
-def vote(
-    density: Maps,
-    window: Window,
-    layout: Points,
-    spans: Sequence[float],
-    *,
-    turns: Sequence[float] = (0.0,),
-) -> list[Pose]:
-    """The best place of each (size, mirror, turn) of a layout, best first.
+def extent(points: Tensor) -> Tensor:
+    """(B,) longer side of the box of points (B, S, 2), NaN ones left out; at least a millionth."""
+    high = points.nan_to_num(-math.inf).amax(-2)
+    low = points.nan_to_num(math.inf).amin(-2)
+    return (high - low).amax(-1).clamp_min(1e-6)
+
+
+@lru_cache(maxsize=4)
+def _draws(count: int) -> Tensor:
+    """(2, count) fixed fractions in [0, 1): which two answers make each proposal. The same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, count, generator=generator, dtype=torch.float64)
+
+
+def propose(source: Tensor, answers: Tensor, weight: Tensor, *, most: int = 40, tuning: Tuning = TUNING) -> Similarity:
+    """The similarity transforms that most answers agree with, best first, one problem at a time batched.
 
     Args:
-        density: (N, h, w) from `evidence`, over `window`.
-        window: the part of the target that the maps cover.
-        layout: (N, 2) source points, all defined.
-        spans: sizes to try: the layout's longer side, in the target's pixels.
-        turns: in-plane rotations to try, radians; all but 0 pay `TURN_PENALTY`.
+        source: (B, S, 2) source points, pixels.
+        answers: (B, S, 2) target pixels.
+        weight: (B, S) what each answer counts; 0 where there is none.
+        most: how many.
+
+    Returns:
+        (B, most) transforms; score 0 where there are fewer.
     """
-    cv2 = require_cv2()
-    count, height, width = density.shape
-    to_cells = window.resized((height, width))
-    sx, sy = to_cells.scale_xy
-    middle = (layout.min(axis=0) + layout.max(axis=0)) / 2
-    unit = (layout - middle) / max(float(np.ptp(layout, axis=0).max()), 1e-6)
-    stacked = np.ascontiguousarray(density.transpose(1, 2, 0))
-    found: list[Pose] = []
-    for span in spans:
-        reach = TOLERANCE * span
-        blurred = _blur(cv2, stacked, reach * sx, reach * sy)
-        logs = np.log(blurred + FLOOR)
-        for mirror, turn in ((m, t) for t in turns for m in (1.0, -1.0)):
-            cos, sin = np.cos(turn), np.sin(turn)
-            placed = (unit * (mirror, 1.0)) @ np.array([[cos, sin], [-sin, cos]]) * span
-            steps = np.rint(placed * (sx, sy)).astype(int)
-            total = _shifted_sum(logs, steps)
-            at = int(total.argmax())
-            y, x = divmod(at, total.shape[1])
-            centre = to_cells.to_image(np.array([[x, y]], dtype=np.float64))
-            score = float(total.flat[at]) / count - (TURN_PENALTY if turn else 0.0)
-            found.append(Pose(centre + placed, score))
-    found.sort(key=lambda pose: -pose.score)
-    return found
+    batch, count = weight.shape
+    draws = _draws(tuning.proposals).to(source)
+    share = weight.cumsum(1) / weight.sum(1, keepdim=True).clamp_min(_TINY)
+    first, second = (torch.searchsorted(share, d.expand(batch, -1).contiguous()).clamp_max(count - 1) for d in draws)
+    size = _weighted_extent(source, weight)
+    goal = torch.where(weight[..., None] > 0, answers, 0.0)
+    found = []
+    for mirror in (1.0, -1.0):
+        start = torch.where(weight[..., None] > 0, source, 0.0) * source.new_tensor([mirror, 1.0])
+        base, moved = (_take(p, second) - _take(p, first) for p in (start, goal))
+        length = base.square().sum(-1)
+        turn = torch.stack([_dot(base, moved), _cross(base, moved)], -1) / length.clamp_min(_TINY)[..., None]
+        shift = _take(goal, first) - _rotated(turn, _take(start, first))
+        scale = turn.square().sum(-1).sqrt()
+        votes = _votes(start, goal, weight, turn, shift, tuning.agreement_reach * scale * size[:, None])
+        votes = votes - weight.gather(1, first) - weight.gather(1, second)  # the two that proposed it agree anyway
+        usable = (length.sqrt() > 0.25 * size[:, None]) & (scale * size[:, None] > 1e-3)
+        share_won = (votes / weight.sum(1, keepdim=True).clamp_min(_TINY)).clamp_min(0.0)
+        factor = 1.0 if mirror > 0 else tuning.mirror_share
+        score = torch.where(usable, share_won * factor, torch.zeros_like(share_won))
+        found.append(Similarity(turn, shift, torch.full_like(score, mirror), score))
+    merged = Similarity(*(torch.cat([getattr(f, n) for f in found], 1) for n in ("turn", "shift", "mirror", "score")))
+    best = merged.score.topk(min(most, merged.score.shape[1]), dim=1).indices
+    rows = torch.arange(batch, device=best.device)[:, None]
+    return _or_moved(merged[rows, best], source, goal, weight)
 
 
-def _blur(cv2: Any, stacked: Maps, sigma_x: float, sigma_y: float) -> Maps:
-    """Gaussian blur of (h, w, N); no blur below a third of a cell."""
-    if max(sigma_x, sigma_y) < 0.33:
-        return stacked
-    sigmas = {"sigmaX": max(sigma_x, 0.1), "sigmaY": max(sigma_y, 0.1)}
-    return _per_channels(stacked, lambda part: cv2.GaussianBlur(part, (0, 0), **sigmas, borderType=2))
-
-
-def _per_channels(stacked: Maps, function: Callable[[Maps], Maps]) -> Maps:
-    """Apply an OpenCV function to (h, w, N) in parts: OpenCV takes a limited number of channels at once."""
-    parts = []
-    for start in range(0, stacked.shape[2], _CHANNELS):
-        part = np.ascontiguousarray(stacked[:, :, start : start + _CHANNELS])
-        done = np.asarray(function(part), dtype=np.float32)
-        parts.append(done.reshape(*done.shape[:2], part.shape[2]))
-    return np.concatenate(parts, axis=2)
-
-
-def _shifted_sum(logs: Maps, steps: npt.NDArray[np.int_]) -> npt.NDArray[np.float32]:
-    """Σ_k logs[y + dy_k, x + dx_k, k] for every (y, x); a point off the maps costs one nat."""
-    height, width, count = logs.shape
-    total = np.full((height, width), -1.0 * count, dtype=np.float32)
-    for index in range(count):
-        dx, dy = int(steps[index, 0]), int(steps[index, 1])
-        y0, y1, x0, x1 = max(0, -dy), min(height, height - dy), max(0, -dx), min(width, width - dx)
-        if y0 < y1 and x0 < x1:
-            total[y0:y1, x0:x1] += logs[y0 + dy : y1 + dy, x0 + dx : x1 + dx, index] + 1.0
-    return total
-
-
-def choose(
-    maps: Maps, window: Window, pose: Pose, *, sharpness: float = SHARPNESS, tolerance: float = TOLERANCE
-) -> tuple[Points, npt.NDArray[np.float64]]:
-    """Each point's best place given its own map and the pose: (N, 2) target pixels, and its log evidence (N,).
-
-    The pose is a prior with a heavy tail: a part may leave its place when its own map is sure enough.
-    """
-    cv2 = require_cv2()
-    count, height, width = maps.shape
-    fine_hw = (height * _FINER, width * _FINER)
-    logits = np.log(evidence(maps, sharpness).transpose(1, 2, 0) + 1e-6)
-    logits = _per_channels(logits, lambda part: cv2.resize(part, fine_hw[::-1], interpolation=cv2.INTER_CUBIC))
-    frame = window.resized(fine_hw)
-    centre = frame.to_window(pose.points)
-    sx, sy = (scale * tolerance * pose.span for scale in frame.scale_xy)
-    away_x = ((np.arange(fine_hw[1])[:, None] - centre[:, 0]) / sx) ** 2
-    away_y = ((np.arange(fine_hw[0])[:, None] - centre[:, 1]) / sy) ** 2
-    prior = np.exp(-0.5 * away_y)[:, None] * np.exp(-0.5 * away_x)[None]
-    posterior = logits + np.log(prior + TAIL)
-    best = posterior.reshape(-1, count).argmax(axis=0)
-    y, x = np.divmod(best, fine_hw[1])
-    points = np.stack([x, y], axis=1).astype(np.float64)
-    for index in range(count):
-        points[index] = _local_mean(posterior[:, :, index], int(x[index]), int(y[index]))
-    return frame.to_image(points), logits.reshape(-1, count)[best, np.arange(count)].astype(np.float64)
-
-
-def _local_mean(values: npt.NDArray[np.floating], x: int, y: int) -> tuple[float, float]:
-    """The softmax-weighted mean place around a peak: sub-cell precision."""
-    y0, x0 = max(y - _NEAR, 0), max(x - _NEAR, 0)
-    part = values[y0 : y + _NEAR + 1, x0 : x + _NEAR + 1]
-    weight = np.exp(part - part.max())
-    weight /= weight.sum()
-    return (
-        x0 + float(weight.sum(axis=0) @ np.arange(part.shape[1])),
-        y0 + float(weight.sum(axis=1) @ np.arange(part.shape[0])),
+def _or_moved(found: Similarity, source: Tensor, goal: Tensor, weight: Tensor) -> Similarity:
+    """A plain move by the mean where no two answers propose anything: a single point, or all in one place."""
+    total = weight.sum(1, keepdim=True).clamp_min(_TINY)
+    start = torch.where(weight[..., None] > 0, source, 0.0)
+    shift = ((goal - start) * weight[..., None]).sum(1) / total
+    none = (found.score <= 0)[..., None]
+    turn = torch.where(none, found.turn.new_tensor([1.0, 0.0]), found.turn)
+    return Similarity(
+        turn, torch.where(none, shift[:, None], found.shift), torch.where(none[..., 0], 1.0, found.mirror), found.score
     )
 
 
-def consensus(layout: Points, found: Points, tolerance: float = TOLERANCE) -> Pose | None:
-    """The similarity (mirror allowed) from source points to predictions that most of them agree with.
+def _votes(start: Tensor, goal: Tensor, weight: Tensor, turn: Tensor, shift: Tensor, reach: Tensor) -> Tensor:
+    """(B, Q) summed agreement of all answers with each proposal: a Gaussian of how far off they are.
 
-    Every pair of points proposes one; each point then votes by its distance, measured in the proposed size, so that a
-    collapsed proposal gains nothing. Deterministic, unlike sampling. None with fewer than two distinct points.
+    The squared distances of every answer to every proposal are one matrix product.
+    """
+    per_point = torch.stack(
+        [
+            start.square().sum(-1),
+            torch.ones_like(weight),
+            goal.square().sum(-1),
+            start[..., 0],
+            start[..., 1],
+            _dot(start, goal),
+            _cross(start, goal),
+            goal[..., 0],
+            goal[..., 1],
+        ],
+        dim=1,
+    )
+    a, b = turn[..., 0], turn[..., 1]
+    per_proposal = torch.stack(
+        [
+            turn.square().sum(-1),
+            shift.square().sum(-1),
+            torch.ones_like(a),
+            2 * (a * shift[..., 0] + b * shift[..., 1]),
+            2 * (a * shift[..., 1] - b * shift[..., 0]),
+            -2 * a,
+            -2 * b,
+            -2 * shift[..., 0],
+            -2 * shift[..., 1],
+        ],
+        dim=2,
+    )
+    squared = (per_proposal @ per_point).clamp_min(0.0)
+    return (torch.exp(-0.5 * squared / reach.square().clamp_min(_TINY)[..., None]) @ weight[..., None])[..., 0]
+
+
+def fit(
+    source: Tensor,
+    answers: Tensor,
+    share: Tensor,
+    start: Similarity,
+    cell: Tensor,
+    tuning: Tuning = TUNING,
+) -> Layout:
+    """The layout that the answers of one or more passes agree on, from a first transform on.
 
     Args:
-        layout, found: (N, 2), all defined.
+        source: (B, S, 2) source points, pixels; any value where a point has no answer in any pass.
+        answers: (B, S, P, M, 2) target pixels; any finite value where `share` is 0.
+        share: (B, S, P, M) how likely each of a pass's answers is the point's, before neighbours are asked: sums to 1
+            over M, 0 where there is none.
+        start: (B,) transforms.
+        cell: (B, P) target pixels that one cell of the matcher covers in a pass; 0 where not known.
+    """
+    asked = share.sum(3) > 0  # (B, S, P)
+    any_asked = asked.any(2)
+    size = _weighted_extent(source, any_asked.to(source.dtype))
+    middle = (source * any_asked[..., None]).sum(1) / any_asked.sum(1).clamp_min(1)[:, None]
+    unit = torch.where(any_asked[..., None], (source - middle[:, None]) / size[:, None, None], 0.0)
+    kernel = _kernel(unit, tuning)
+    mirrored = unit * torch.stack([start.mirror, torch.ones_like(start.mirror)], -1)[:, None]
+    scale = (start.turn.square().sum(-1).sqrt() * size).clamp_min(1e-3)  # the object's size in the target
+    points = start(torch.where(any_asked[..., None], source, middle[:, None]))
+    noise = (tuning.agreement_reach * scale)[:, None].expand(-1, share.shape[2])
+    trust = torch.full_like(noise, 0.5)
+    asked_count = asked.sum(1).clamp_min(1)
+    eye = torch.eye(source.shape[1], dtype=source.dtype, device=source.device)
+    for _ in range(tuning.rounds):
+        right = _responsibility(answers, share, points, noise, trust, scale)
+        weights = right / noise.square()[:, None, :, None]
+        precision = weights.sum((2, 3))
+        target = (weights[..., None] * answers).sum((2, 3)) / precision.clamp_min(_TINY)[..., None]
+        rigid, scale = _rigid(mirrored, target, precision, scale)
+        target = torch.where((precision > 1e-9 / scale.square()[:, None])[..., None], target, rigid)
+        spread = 1 / (precision * scale.square()[:, None]).clamp_min(1e-9)
+        system = kernel + spread[:, :, None] * eye
+        factor = torch.linalg.cholesky(system)
+        solved = torch.cholesky_solve((target - rigid) / scale[:, None, None], factor)
+        points = rigid + scale[:, None, None] * (kernel @ solved)
+        off = (answers - points[:, :, None, None]).square().sum(-1)
+        variance = (right * off).sum((1, 3)) / (2 * right.sum((1, 3))).clamp_min(_TINY)
+        low = torch.maximum(tuning.noise_floor * scale[:, None], tuning.cell_floor * cell)
+        noise = torch.minimum(
+            torch.maximum(variance.sqrt(), low), torch.maximum(tuning.noise_ceiling * scale[:, None], low)
+        )
+        trust = ((right.sum((1, 3)) + 2) / (asked_count + 4)).clamp(0.02, 0.98)
+    inverse = torch.cholesky_inverse(factor)
+    diagonal = inverse.diagonal(dim1=1, dim2=2)
+    others = target - scale[:, None, None] * solved / diagonal[..., None]
+    others_variance = (1 / diagonal - spread).clamp_min(0.0) * scale.square()[:, None]
+    gained = torch.einsum("bij,bjk,bki->bi", kernel, inverse, kernel)
+    left = (kernel.diagonal(dim1=1, dim2=2) - gained).clamp_min(0.0) * scale.square()[:, None]
+    likely = _likelihood(answers, share, points, noise)
+    ratio = torch.log(trust[:, None] * likely * _unrelated(scale)[:, None, None] + 1 - trust[:, None])
+    evidence = torch.where(asked, ratio, 0.0).sum(1) / asked_count
+    return Layout(points, left, others, others_variance, noise, trust, scale, evidence, start.mirror < 0)
+
+
+def place(fitted: Layout, answers: Tensor, share: Tensor, tuning: Tuning = TUNING) -> tuple[Tensor, Tensor]:
+    """Each point's place: the layout's, or the matcher's own where a part is likelier bent than mistaken.
+
+    An answer that lies where the other points do not expect it is wrong, or its part has moved by itself (a lowered
+    head, a bent leg); how often each happens is known from the pair's other points.
 
     Returns:
-        The pose, its score the mean vote in [0, 1]: how well the answers keep the source's layout.
+        (B, S, 2) target pixels, and (B, S) the probability that some answer for the point is right.
     """
-    count = len(layout)
-    if count < 2:
-        return None
-    first, second = np.triu_indices(count, 1)
-    if len(first) > _MOST_PAIRS:
-        keep = np.linspace(0, len(first) - 1, _MOST_PAIRS).astype(int)
-        first, second = first[keep], second[keep]
-    goal = found[:, 0] + 1j * found[:, 1]
-    size = max(float(np.ptp(layout, axis=0).max()), 1e-6)
-    best: Pose | None = None
-    for mirror in (1.0, -1.0):
-        start = mirror * layout[:, 0] + 1j * layout[:, 1]
-        base = start[second] - start[first]
-        usable = np.abs(base) > 1e-3 * size
-        if not usable.any():
-            continue
-        i, j = first[usable], second[usable]
-        turn = (goal[j] - goal[i]) / base[usable]
-        placed = turn[:, None] * (start[None] - start[i][:, None]) + goal[i][:, None]
-        reach = np.maximum(tolerance * np.abs(turn) * size, 1e-6)
-        votes = np.exp(-0.5 * (np.abs(placed - goal) / reach[:, None]) ** 2)
-        votes[np.arange(len(i)), i] = votes[np.arange(len(i)), j] = 0  # the two that proposed it agree by construction
-        votes[np.abs(turn) * size < 1e-3] = 0  # answers all in one place keep no layout
-        # Two points agree with anything: their own vote counts little, and less the more points there are.
-        score = (votes.sum(axis=1) + 1.0) / (count - 1.0)
-        at = int(score.argmax())
-        if best is None or score[at] > best.score:
-            best = Pose(np.stack([placed[at].real, placed[at].imag], axis=1), float(score[at]))
-    return best
+    squared = (answers - fitted.others[:, :, None, None]).square().sum(-1)
+    tight = fitted.noise.square()[:, None, :, None] + fitted.others_variance[:, :, None, None]
+    loose = tight + (tuning.loose_size * fitted.size).square()[:, None, None, None]
+    prior = share * fitted.trust[:, None, :, None]
+    near = (1 - tuning.loose_share) * prior * _gaussian(squared, tight)
+    bent = tuning.loose_share * prior * _gaussian(squared, loose)
+    wrong = (1 - fitted.trust)[:, None] / _unrelated(fitted.size)[:, None, None]
+    total = (near + bent).sum(3)
+    right = (total / (total + wrong)).amax(2)
+    best = (near + bent).flatten(2).argmax(2, keepdim=True)
+    own = answers.flatten(2, 3).gather(2, best[..., None].expand(-1, -1, -1, 2))[:, :, 0]
+    is_bent = (bent.flatten(2).gather(2, best) > near.flatten(2).gather(2, best))[..., 0]
+    return torch.where((is_bent & (right > 0.5))[..., None], own, fitted.points), right
 
 
-def combine(
-    answers: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], reach: float
-) -> tuple[Points, npt.NDArray[np.int_]]:
-    """Each point's place by several answers: the weighted mean of those near the one that most weight lies near.
-
-    Args:
-        answers: (A, N, 2) places in one frame, NaN where there is none.
-        weights: (A, N) what each is worth, positive.
-        reach: how far apart two answers may be and still mean the same place: one deviation, in the answers' unit.
-
-    Returns:
-        (N, 2), NaN where there is no answer; and (N,) the answer that each place was gathered around.
-    """
-    given = defined(answers)
-    places, worth = np.where(given[:, :, None], answers, 0.0), np.where(given, weights, 0.0)
-    away = np.linalg.norm(places[:, None] - places[None], axis=3) / max(reach, 1e-9)
-    support = np.exp(-0.5 * away**2) * worth[None]
-    chosen = np.where(given, support.sum(axis=1), -1.0).argmax(axis=0)
-    near = support[chosen, :, np.arange(answers.shape[1])]
-    total = near.sum(axis=1, keepdims=True)
-    mean = np.einsum("na,anc->nc", near, places) / np.maximum(total, 1e-300)
-    return np.where(total > 0, mean, np.nan), chosen
+def joined(transforms: Sequence[Similarity | None]) -> Similarity:
+    """Transforms of batches of problems as those of one batch."""
+    return Similarity(*(torch.cat([getattr(t, n) for t in transforms]) for n in ("turn", "shift", "mirror", "score")))
 
 
-def spans(limit: float, low: float, high: float, step: float = 1.25) -> Iterator[float]:
-    """Sizes from `low` to `high` times `limit`, each `step` times the last, pixels."""
-    span = low
-    while span <= high + 1e-9:
-        yield span * limit
-        span *= step
+def _kernel(unit: Tensor, tuning: Tuning) -> Tensor:
+    """(B, S, S) covariance of the deviations from the transform, in units of the object's size."""
+    squared = (unit[:, :, None] - unit[:, None]).square().sum(-1)
+    bend = tuning.bend_size**2 * torch.exp(-0.5 * squared / tuning.bend_reach**2)
+    return bend + tuning.stretch**2 * (unit @ unit.mT)
 
 
-def pose_box(pose: Pose) -> Box:
-    """The box of a pose's points, target pixel edges."""
-    box = Box.around(pose.points)
-    assert box is not None
-    return box
+def _unrelated(scale: Tensor) -> Tensor:
+    """(B,) the area, pixels squared, over which wrong answers are taken to be spread."""
+    return (_UNRELATED_SIZE * scale).square().clamp_min(_TINY)
+
+
+def _likelihood(answers: Tensor, share: Tensor, points: Tensor, noise: Tensor) -> Tensor:
+    """(B, S, P) density of a pass's answers for each point, if they are right."""
+    return _densities(answers, share, points, noise).sum(3)
+
+
+def _densities(answers: Tensor, share: Tensor, points: Tensor, noise: Tensor) -> Tensor:
+    squared = (answers - points[:, :, None, None]).square().sum(-1)
+    return share * _gaussian(squared, noise.square()[:, None, :, None])
+
+
+def _gaussian(squared: Tensor, variance: Tensor) -> Tensor:
+    """Density in the plane at a squared distance."""
+    variance = variance.clamp_min(_TINY)
+    return torch.exp(-0.5 * squared / variance) / (2 * math.pi * variance)
+
+
+def _responsibility(
+    answers: Tensor, share: Tensor, points: Tensor, noise: Tensor, trust: Tensor, scale: Tensor
+) -> Tensor:
+    """(B, S, P, M) probability that each answer is the right one."""
+    right = trust[:, None, :, None] * _densities(answers, share, points, noise)
+    wrong = (1 - trust)[:, None, :] / _unrelated(scale)[:, None, None]
+    return right / (right.sum(3) + wrong)[..., None]
+
+
+def _rigid(unit: Tensor, target: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted least-squares similarity of unit points (B, S, 2) to a target: its points and its scale (B,)."""
+    total = weight.sum(1).clamp_min(_TINY)[:, None]
+    from_middle = (weight[..., None] * unit).sum(1) / total
+    to_middle = (weight[..., None] * target).sum(1) / total
+    start, goal = unit - from_middle[:, None], target - to_middle[:, None]
+    spread = (weight * start.square().sum(-1)).sum(1)
+    turn = torch.stack([(weight * _dot(start, goal)).sum(1), (weight * _cross(start, goal)).sum(1)], -1)
+    turn = turn / spread.clamp_min(_TINY)[:, None]
+    found = turn.square().sum(-1).sqrt()
+    keep = (found > 1e-6) & (spread > _TINY)
+    turn = torch.where(keep[:, None], turn, torch.stack([scale, torch.zeros_like(scale)], -1))
+    return _rotated(turn[:, None], start) + to_middle[:, None], torch.where(keep, found, scale).clamp_min(1e-3)
+
+
+def _weighted_extent(points: Tensor, weight: Tensor) -> Tensor:
+    return extent(torch.where(weight[..., None] > 0, points, torch.nan))
+
+
+def _take(points: Tensor, index: Tensor) -> Tensor:
+    return points.gather(1, index[..., None].expand(-1, -1, 2))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def _rotated(turn: Tensor, points: Tensor) -> Tensor:
+    """turn, as scale · (cos, sin), applied to points; both (…, 2)."""
+    a, b, x, y = turn[..., 0], turn[..., 1], points[..., 0], points[..., 1]
+    return torch.stack([a * x - b * y, b * x + a * y], -1)

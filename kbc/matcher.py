@@ -25,7 +25,8 @@ class Matcher(Protocol):
       once, straight to it; an int is a square;
     - `max_batch` (int): how many pairs one `match` call may hold, default 1;
     - `shares_features` (bool): features are cached per image, so a further pair of known images costs next to nothing;
-    - `weighs_neighbours` (bool): its answers already go by the matches around them; they are not chosen jointly again.
+    - `support_points` (int): how many points it may be asked beside the keypoints, in the same call (about 80 by
+      default); fewer, or 0, where every point costs.
     """
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
@@ -35,7 +36,7 @@ class Matcher(Protocol):
 
 @runtime_checkable
 class SimilarityMatcher(Protocol):
-    """A matcher that also shows where else a point might be: `heatmap` and the scores of `best` use it.
+    """A matcher that also shows where else a point might be: their peaks stand beside its answers.
 
     kbc asks for the maps of the very `Pair` objects it has just had matched, and counts that as free: keep what
     `match` computed (a `weakref.WeakKeyDictionary` by pair, or features by image).

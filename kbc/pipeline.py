@@ -1,37 +1,59 @@
-"""KBC around a matcher: coarse pass → windows → fine passes, combined → accept, or keep the coarse answer."""
+"""KBC around a matcher: coarse pass → windows → fine passes → one layout through them, or the coarse answer kept."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from kbc.config import KBCConfig, make_config
-from kbc.cropping import FEW, image_hw, is_small, window_around, with_context
+from kbc.cropping import image_hw, is_small, window_around
 from kbc.errors import InputError, must_be
-from kbc.geometry import Box, Points, defined
+from kbc.geometry import Box, Points, Window, defined
 from kbc.images import ImageLike
-from kbc.judge import WHOLE, Attempt, Judge, best_first
-from kbc.localize import LOCALIZERS, Candidate, Case, Look, Probe, Request, distinct
+from kbc.localize import LOCALIZERS, Candidate
 from kbc.matcher import Matcher, as_matcher, matcher_name
-from kbc.types import Kept, MatchResult, Pair, Scores
+from kbc.probe import PairState, Probe, Request
+from kbc.support import object_box, support_points
+from kbc.tuning import TUNING, Tuning
+from kbc.types import MatchResult, Origin, Pair
+from kbc.verify import Answer, FinePass, judge, together
 
 Progress = Callable[[int, int], None]
 """Called with (pairs done, pairs in all)."""
 
-STABLE = 0.9
-"""A further pass ends the iteration when its window overlaps the last one by more than this (IoU)."""
+MOST_FIRST = 4
+"""Candidates that `thorough` looks at before it goes on from the best."""
+VARIED_MARGINS = (0.1, 0.5, 0.8)
+"""Margins of the windows that `thorough` adds around its best answer."""
+WHOLE = "whole"
+"""`found_by` of the coarse pass, where it is taken for a pass of its own."""
+
+
+@dataclass(eq=False)
+class _Work:
+    """A pair on its way through the pipeline: what is known of it, its candidates, its passes, its answer."""
+
+    state: PairState
+    small_source: bool
+    candidates: list[Candidate] = field(default_factory=list)
+    whole: FinePass | None = None
+    passes: list[FinePass] = field(default_factory=list)
+    tried: set[tuple[Window, Window]] = field(default_factory=set)
+    why_coarse: Origin = "coarse: off"
+    answer: Answer | None = None
 
 
 class KBCMatcher:
     """A matcher with KBC around it; itself a matcher. Built by `wrap`."""
 
-    def __init__(self, matcher: Matcher, config: KBCConfig) -> None:
+    def __init__(self, matcher: Matcher, config: KBCConfig, tuning: Tuning = TUNING) -> None:
         self.matcher = matcher
         self.config = config
+        self.tuning = tuning
         self.name = f"{matcher_name(matcher)}+kbc"
         self.max_batch = config.batch_size
 
@@ -74,168 +96,222 @@ class KBCMatcher:
         return results
 
     def _batch(self, pairs: Sequence[Pair]) -> list[MatchResult]:
-        config, probe = self.config, Probe(self.matcher, self.config)
-        clock = [time.perf_counter()]
-        plain = config.passes == 0 or config.localizer == "predicted"  # the matcher or the paper's rule, as they are
-        seen = [pair if plain else with_context(pair) for pair in pairs]
-        asked = [len(pair.keypoints) for pair in pairs]
-        cases = [self._case(*about, probe) for about in zip(seen, asked, probe.whole(seen), strict=True)]
-        clock.append(time.perf_counter())
-        active = [case for case in cases if config.passes > 0 and case.known.any()]
-        candidates = dict(zip(map(id, active), self._candidates(active, probe), strict=True))
-        clock.append(time.perf_counter())
-        cropped = [case for case in active if candidates[id(case)]]
-        judge = Judge(probe)
-        bars = judge.bars(cropped)
-        attempts = self._attempts(cropped, candidates, judge)
-        for _ in range(config.passes - 1):
-            if not self._once_more(cropped, attempts, judge):
-                break
-        settled, refused = judge.settle(cropped, attempts, bars)
-        clock.append(time.perf_counter())
-        parts = [(b - a) / len(pairs) for a, b in pairwise(clock)]
-        seconds = dict(zip(("coarse", "localize", "fine"), parts, strict=True)) | {"total": sum(parts)}
-        return [
-            self._result(case, settled.get(id(case)), self._why_coarse(case, candidates, refused), seconds)
-            for case in cases
-        ]
+        begun = time.perf_counter()
+        probe = Probe(self.matcher, self.config, self.tuning)
+        works = [self._begin(pair, probe) for pair in pairs]
+        probe.coarse([work.state for work in works])
+        if self.config.passes > 0 and self.config.localizer == "predicted":
+            self._paper(works, probe)
+        elif self.config.passes > 0:
+            self._localize(works, probe)
+            self._refine(works, probe)
+            self._accept(works)
+        total = (time.perf_counter() - begun) / len(pairs)
+        matcher = probe.seconds / len(pairs)
+        seconds = {"matcher": matcher, "own": total - matcher, "total": total}
+        return [_result(work, self.config, seconds) for work in works]
 
-    def _case(self, pair: Pair, count: int, look: Look, probe: Probe) -> Case:
-        source_hw, target_hw = image_hw(pair.source), image_hw(pair.target)
-        box = pair.source_box or Box.around(pair.keypoints) or Box.whole(source_hw)
-        window = window_around(box.clipped(source_hw), source_hw, probe.size_hw, self.config)
-        asked = defined(pair.keypoints)
-        known = asked & window.shows(pair.keypoints)
-        seen = Look(look.match, None if look.maps is None else look.maps[known[asked]])
-        case = Case(pair, count, known, window, seen)
-        if len(pair.keypoints) > count and pair.source_box is None:
-            case.notes.append(
-                f"fewer than {FEW} points do not show how large their object is: "
+    def _begin(self, pair: Pair, probe: Probe) -> _Work:
+        config = self.config
+        source_hw = image_hw(pair.source)
+        box = object_box(pair.keypoints, pair.source_box, source_hw, self.tuning).clipped(source_hw)
+        window = window_around(box, source_hw, probe.size_hw, config)
+        known = defined(pair.keypoints) & window.shows(pair.keypoints)
+        plain = config.passes == 0 or config.localizer == "predicted"  # the matcher or the paper's rule, as they are
+        count = 0 if plain or not known.any() else probe.support_count
+        support = support_points(pair.keypoints[known], box, source_hw, count, self.tuning)
+        state = PairState(pair, known, np.concatenate([pair.keypoints, support]), box, window)
+        if pair.source_box is None and not plain and int(known.sum()) < self.tuning.min_points_for_extent:
+            state.notes.append(
+                f"fewer than {self.tuning.min_points_for_extent} points do not show how large their object is: "
                 f"{box.longest:.0f} px around them were taken for it; `source_box` tells it"
             )
-        case.seen = {("source", Box.whole(source_hw), False), ("target", Box.whole(target_hw), 1)}
-        return case
+        return _Work(state, is_small(box, source_hw, config))
 
-    def _candidates(self, cases: Sequence[Case], probe: Probe) -> list[list[Candidate]]:
-        """Candidates of each case, none where neither object is small."""
-        config = self.config
-        strategy = LOCALIZERS[config.localizer]
-        found: list[list[Candidate]] = [[] for _ in cases]
-        small = []
-        for index, case in enumerate(cases):
-            if case.pair.target_box is not None:
-                found[index] = LOCALIZERS["given"]([case], probe)[0]
-            elif self._source_is_small(case) or self._target_seems_small(case, probe):
-                small.append(index)
-        for index, candidates in zip(small, strategy([cases[i] for i in small], probe), strict=True):
-            found[index] = candidates or self._fallback(cases[index], probe)
-        return [
-            [c for c in candidates if self._source_is_small(case) or is_small(c.box, case.target_hw, config)]
-            for case, candidates in zip(cases, found, strict=True)
-        ]
+    def _paper(self, works: Sequence[_Work], probe: Probe) -> None:
+        """The paper's rule as it is: one pass around the coarse predictions, never refused."""
+        found = LOCALIZERS["predicted"]([work.state for work in works], probe)
+        requests, asked = [], []
+        for work, candidates in zip(works, found, strict=True):
+            work.why_coarse = "coarse: no window"
+            for candidate in candidates[:1]:
+                if work.small_source or is_small(candidate.box, work.state.target_hw, self.config):
+                    requests.append(Request(work.state, work.state.source, self._window(work, candidate.box, probe)))
+                    asked.append(work)
+                else:
+                    work.why_coarse = "coarse: not small"
+        for work, seen in zip(asked, probe.look(requests), strict=True):
+            work.why_coarse = "coarse: failed"
+            if seen is not None:
+                work.passes = [FinePass(seen, "predicted", 0.0, False, seen.own, 0.0, None)]
+                work.answer = Answer(seen.own, np.full(len(seen.own), np.nan))
 
-    def _fallback(self, case: Case, probe: Probe) -> list[Candidate]:
-        """What costs nothing, where the strategy asked for found nothing (no maps, no budget, too few points)."""
-        for name in ("consensus", "predicted"):
-            found = LOCALIZERS[name]([case], probe)[0]
-            if found:
-                case.notes.append(f"{self.config.localizer!r} found no window within its budget; {name!r} was used")
-                return found
-        return []
+    def _localize(self, works: Sequence[_Work], probe: Probe) -> None:
+        """The layout of the coarse answers, and candidates where source or target is small."""
+        active = [work for work in works if work.state.known.any() and work.state.coarse is not None]
+        seen = [work.state.coarse for work in active if work.state.coarse is not None]
+        judged = judge([work.state for work in active], seen, [WHOLE] * len(active), self.tuning)
+        for work, whole in zip(active, judged, strict=True):
+            work.whole = whole
+            work.why_coarse = "coarse: no window" if work.small_source else "coarse: not small"
+        boxed = [work for work in active if work.state.pair.target_box is not None]
+        free = [work for work in active if work.state.pair.target_box is None]
+        small = [work for work in free if work.small_source or self._target_seems_small(work)]
+        for group, name in ((boxed, "given"), (small, self.config.localizer)):
+            states = [work.state for work in group]
+            found = LOCALIZERS[name](states, probe) if group else []
+            if name != "given" and not all(found):  # a strategy without the budget for it finds nothing
+                found = [one or other for one, other in zip(found, LOCALIZERS["consensus"](states, probe), strict=True)]
+            for work, candidates in zip(group, found, strict=True):
+                work.candidates = [
+                    one
+                    for one in candidates
+                    if work.small_source or is_small(one.box, work.state.target_hw, self.config)
+                ]
 
-    def _source_is_small(self, case: Case) -> bool:
-        source_hw = image_hw(case.pair.source)
-        box = case.pair.source_box or Box.around(case.points)
-        return box is not None and is_small(box, source_hw, self.config)
+    def _target_seems_small(self, work: _Work) -> bool:
+        assert work.whole is not None
+        box = work.state.box_of(work.whole.points[work.state.framing])
+        return box is not None and is_small(box, work.state.target_hw, self.config)
 
-    def _target_seems_small(self, case: Case, probe: Probe) -> bool:
-        candidates = LOCALIZERS["consensus"]([case], probe)[0] or LOCALIZERS["predicted"]([case], probe)[0]
-        return bool(candidates) and is_small(candidates[0].box, case.target_hw, self.config)
+    def _window(self, work: _Work, box: Box, probe: Probe) -> Window:
+        return window_around(box, work.state.target_hw, probe.size_hw, self.config)
 
-    def _attempts(
-        self, cases: Sequence[Case], candidates: dict[int, list[Candidate]], judge: Judge
-    ) -> dict[int, list[Attempt]]:
-        """The first fine passes of each case that has any, the best first."""
-        requests: list[Request] = []
-        for case in cases:
-            found = distinct(candidates[id(case)], case, judge.probe)
-            looks = [Request(case, case.source, window, candidate.found_by) for candidate, window in found]
-            requests += judge.affordable(looks, spare=judge.probe.further + judge.back_price)  # for one more pass
-        return judge.attempts(requests)
-
-    def _once_more(self, cases: Sequence[Case], attempts: dict[int, list[Attempt]], judge: Judge) -> bool:
-        """One more pass from the best answers, where it is affordable and new; False when there is none.
-
-        The source mirrored where the answers are in doubt, and a window around the answers where that moves it.
-        """
-        requests: list[Request] = []
-        for case in cases:
-            found = attempts.get(id(case))
-            box = None if found is None else Box.around(found[0].points)
-            if found is None or box is None:
+    def _refine(self, works: Sequence[_Work], probe: Probe) -> None:
+        """Fine passes, one round after the other, as far as each pair's budget goes."""
+        for round_ in range(self.config.passes):
+            planned: list[tuple[_Work, Request, str]] = []
+            for work in works:
+                wanted = self._wanted(work, probe, round_)
+                asked = probe.affordable([request for request, _ in wanted])
+                for request, name in wanted:
+                    if request in asked:
+                        work.tried.add((request.source, request.target))
+                        planned.append((work, request, name))
+            if not planned:
                 continue
-            last = found[0]
-            looks = [Request(case, last.source.mirror(), last.window, last.found_by)] if judge.doubts(last) else []
-            window = window_around(box.clipped(case.target_hw), case.target_hw, judge.probe.size_hw, self.config)
-            if window.box.iou(last.window.box) <= STABLE:
-                looks.append(Request(case, last.source, window, last.found_by))
-            requests += judge.affordable([r for r in looks if (r.source, r.target) not in case.looked])
-        for key, more in judge.attempts(requests).items():
-            attempts[key] = best_first(attempts[key] + more)
-        return bool(requests)
+            seen = probe.look([request for _, request, _ in planned])
+            answered = [(w, one, name) for (w, _, name), one in zip(planned, seen, strict=True) if one is not None]
+            judged = judge(
+                [w.state for w, _, _ in answered],
+                [one for _, one, _ in answered],
+                [n for _, _, n in answered],
+                self.tuning,
+            )
+            for (work, _, _), found in zip(answered, judged, strict=True):
+                work.passes.append(found)
+            for work in works:
+                work.passes.sort(key=lambda p: -p.worth(self.tuning))
+                if work.candidates:
+                    work.why_coarse = "coarse: refused" if work.passes else "coarse: failed"
 
-    def _why_coarse(self, case: Case, candidates: dict[int, list[Candidate]], refused: set[int]) -> Kept:
-        """Why a case without an accepted attempt keeps its coarse answer."""
-        if self.config.passes == 0:
-            return "coarse: off"
-        if id(case) in refused:
-            return "coarse: refused"
-        if candidates.get(id(case)):
-            return "coarse: failed"
-        return "coarse: no window" if self._source_is_small(case) else "coarse: not small"
+    def _wanted(self, work: _Work, probe: Probe, round_: int) -> list[tuple[Request, str]]:
+        """What to look at next, the most promising first."""
+        state = work.state
+        if not work.candidates:
+            return []
+        windows = [
+            (state.source.mirror() if c.mirrored else state.source, self._window(work, c.box, probe), c.found_by)
+            for c in work.candidates
+        ]
+        wanted: list[tuple[Window, Window, str]] = []
+        thorough = self.config.budget == "thorough"
+        first = MOST_FIRST if thorough else 1
+        if round_ == 0:
+            wanted = windows[:first]
+        elif work.passes:
+            best = work.passes[0]
+            name = best.found_by
+            wanted = [(best.seen.source, self._around(work, best, probe), name)]
+            wanted += windows[1:2]
+            if self.config.mirror and (probe.shares or best.evidence < self.tuning.doubt):
+                wanted.append((best.seen.source.mirror(), best.seen.target, name))
+            if thorough and round_ == self.config.passes - 1:
+                wanted += self._varied(work, best, probe)
+        fresh = {(s, t): n for s, t, n in reversed(wanted) if (s, t) not in work.tried}
+        return [(Request(state, s, t), n) for (s, t), n in reversed(fresh.items())]
 
-    def _result(self, case: Case, attempt: Attempt | None, otherwise: Kept, seconds: dict[str, float]) -> MatchResult:
-        coarse, score = case.whole.match.keypoints, case.whole.match.score
-        points, count = coarse.copy(), case.asked
-        kept: list[Kept] = [otherwise if asked else "undefined" for asked in defined(case.pair.keypoints)]
-        if attempt is not None:
-            points, kept, score = self._merged(case, attempt)
-        given = {"source"} if case.pair.source_box is not None else set()
-        if attempt is not None and attempt.found_by == "given":
-            given.add("target")
-        cropped = attempt is not None and attempt.found_by != WHOLE
-        return MatchResult(
-            points[:count],
-            None if score is None else score[:count],
-            coarse=coarse[:count],
-            kept=tuple(kept[:count]),
-            source_window=attempt.source if attempt is not None and cropped else None,
-            target_window=attempt.window if attempt is not None and cropped else None,
-            given=frozenset(given),
-            localizer=attempt.found_by if attempt else self.config.localizer,
-            calls=case.calls,
-            cost=case.cost,
-            seconds=dict(seconds),
-            notes=tuple(case.notes),
-        )
+    def _varied(self, work: _Work, best: FinePass, probe: Probe) -> list[tuple[Window, Window, str]]:
+        """The best window wider and narrower on both sides: other cuts err otherwise."""
+        box = work.state.box_of(best.points[work.state.framing])
+        if box is None or box.longest <= 0:
+            return []
+        found = []
+        for margin in VARIED_MARGINS:
+            config = self.config.model_copy(update={"margin": margin})
+            source = window_around(work.state.box, work.state.source_hw, probe.size_hw, config)
+            source = source.mirror() if best.seen.source.mirrored else source
+            found.append((source, window_around(box, work.state.target_hw, probe.size_hw, config), best.found_by))
+        return found
 
-    def _merged(self, case: Case, attempt: Attempt) -> tuple[Points, list[Kept], Scores | None]:
-        """Fine answers where they are sound, coarse ones elsewhere."""
-        points = case.whole.match.keypoints.copy()
-        inside = attempt.window.shows(attempt.points)
-        kept: list[Kept] = ["coarse: outside" if asked else "undefined" for asked in defined(case.pair.keypoints)]
-        coarse_score, score = case.whole.match.score, None
-        if attempt.confidence is not None:
-            score = np.full(len(points), np.nan) if coarse_score is None else coarse_score.copy()
-        for index, place in enumerate(np.flatnonzero(case.known)):
-            if inside[index]:
-                points[place] = attempt.points[index]
-                kept[place] = "whole" if attempt.found_by == WHOLE else "fine"
-                if score is not None and attempt.confidence is not None:
-                    score[place] = attempt.confidence[index]
-            elif np.isnan(attempt.points[index]).any():
-                kept[place] = "coarse: failed"
-        return points, kept, score
+    def _around(self, work: _Work, best: FinePass, probe: Probe) -> Window:
+        box = work.state.box_of(best.points[work.state.framing])
+        return self._window(work, box if box is not None and box.longest > 0 else best.seen.target.box, probe)
+
+    def _accept(self, works: Sequence[_Work]) -> None:
+        """The answers of all passes together where they beat the coarse one; the coarse pass's own layout elsewhere."""
+        margin = self.config.accept_margin
+        for work in works:
+            if work.passes and work.whole is not None and work.state.pair.target_box is None:
+                best = work.passes[0]
+                least = max(work.whole.worth(self.tuning) + margin, self.tuning.least_evidence)
+                if best.worth(self.tuning) <= least:
+                    work.passes = []
+        answered = [work for work in works if work.whole is not None]
+        passes = [work.passes or [work.whole] for work in answered if work.whole is not None]
+        refused = [not work.passes and work.why_coarse != "coarse: not small" for work in answered]
+        found = together([work.state for work in answered], passes, self.tuning, refused)
+        for work, answer in zip(answered, found, strict=True):
+            work.answer = answer
+
+
+def _result(work: _Work, config: KBCConfig, seconds: dict[str, float]) -> MatchResult:
+    """What the user gets: each point's answer and where it comes from."""
+    state = work.state
+    assert state.coarse is not None
+    count = len(state.known)
+    coarse = state.coarse.own[:count]
+    points = coarse.copy()
+    origin: list[Origin] = [work.why_coarse if asked else "undefined" for asked in defined(state.pair.keypoints)]
+    confidence = None
+    best = work.passes[0] if work.passes else None
+    shown = best or work.whole
+    if work.answer is not None and shown is not None:
+        confidence = np.where(state.known, work.answer.confidence[:count], np.nan)
+        found = work.answer.points[:count] if config.joint else shown.seen.own[:count]
+        cropped = best is not None
+        if cropped or (work.why_coarse == "coarse: not small" and config.joint):
+            for index in np.flatnonzero(state.known):
+                if np.isnan(found[index]).any():
+                    origin[index] = "coarse: failed"
+                elif best is not None and not best.seen.target.shows(found[index : index + 1])[0]:
+                    origin[index] = "coarse: outside"
+                else:
+                    points[index] = found[index]
+                    origin[index] = "fine" if cropped else "whole"
+        if cropped:
+            for index in np.flatnonzero(defined(state.pair.keypoints) & ~state.known):
+                origin[index] = "coarse: outside"
+    score = state.coarse.score if best is None else best.seen.score
+    given = {"source"} if state.pair.source_box is not None else set()
+    if best is not None and best.found_by == "given":
+        given.add("target")
+    return MatchResult(
+        points,
+        None if score is None else score[:count],
+        coarse=coarse,
+        confidence=confidence,
+        origin=tuple(origin),
+        source_window=None if best is None else best.seen.source,
+        target_window=None if best is None else best.seen.target,
+        given=frozenset(given),
+        localizer=config.localizer if best is None else best.found_by,
+        support=len(state.points) - count,
+        calls=state.calls,
+        cost=state.cost,
+        seconds=dict(seconds),
+        notes=tuple(state.notes),
+    )
 
 
 def wrap(matcher: Matcher | Callable[..., Any], config: KBCConfig | None = None, **options: Any) -> KBCMatcher:
@@ -256,9 +332,11 @@ def wrap(matcher: Matcher | Callable[..., Any], config: KBCConfig | None = None,
     >>> import numpy as np, kbc
     >>> wrapped = kbc.wrap(lambda source, target, keypoints: keypoints)
     >>> image = np.zeros((40, 60, 3), np.uint8)
-    >>> wrapped(image, image, [[10, 20], [14, 22]]).round(6)
-    array([[10., 20.],
-           [14., 22.]])
+    >>> wrapped(image, image, [[4, 5], [51, 8], [53, 33], [8, 30]]).round(3)
+    array([[ 4.,  5.],
+           [51.,  8.],
+           [53., 33.],
+           [ 8., 30.]])
     """
     settings = make_config(config, options)
     if isinstance(matcher, KBCMatcher):

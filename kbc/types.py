@@ -15,7 +15,7 @@ from kbc.images import Image, ImageLike, load_image
 Scores: TypeAlias = npt.NDArray[np.float64]
 """(N,), higher is surer; the scale is the matcher's own. NaN where the point is undefined."""
 
-Kept: TypeAlias = Literal[
+Origin: TypeAlias = Literal[
     "fine",
     "whole",
     "coarse: off",
@@ -75,9 +75,16 @@ class Pair:
         put(self, "source_box", _inside(source_box, self.source, "source_box"))
         put(self, "target_box", _inside(target_box, self.target, "target_box"))
 
-    def swapped(self, keypoints: Points) -> Pair:
-        """The pair in the other direction, with points of the target: what a backward pass is asked."""
-        return Pair(self.target, self.source, keypoints, self.target_box, self.source_box)
+    @classmethod
+    def trusted(cls, source: Image, target: Image, keypoints: Points) -> Pair:
+        """A pair of images and points that are known to be right: cut-outs of a pair that passed the door."""
+        pair = object.__new__(cls)
+        for name, value in (("source", source), ("target", target), ("keypoints", keypoints)):
+            value.setflags(write=False)
+            object.__setattr__(pair, name, value)
+        object.__setattr__(pair, "source_box", None)
+        object.__setattr__(pair, "target_box", None)
+        return pair
 
 
 def _sealed(image: Image) -> Image:
@@ -119,23 +126,28 @@ class MatchResult(Match):
 
     Attributes:
         coarse: (N, 2) what the matcher said on the whole images.
-        kept: N strings: "fine", "whole" (chosen jointly without cropping), or "coarse: …" and why.
+        confidence: (N,) in [0, 1]: how likely a point lies within a tenth of the object's size of the right place, on
+            one scale for every matcher; None where KBC did not judge (`passes=0`, the paper's rule).
+        origin: N strings: "fine", "whole" (the layout of the coarse pass, without cropping), or "coarse: …" and why.
         source_window, target_window: what the best fine pass saw, the source perhaps mirrored; None without one.
         given: which boxes came from the user: subset of {"source", "target"}. With "target" the answer used knowledge
             that a figure must name.
         localizer: the strategy that found that target window.
+        support: how many support points each pass was asked beside the keypoints.
         calls: pairs handed to the matcher for this answer (coarse, candidates, fine, backward).
         cost: the same in units of one plain match; images that a feature matcher shares between calls count once.
-        seconds: {"coarse", "localize", "fine", "total"} wall time of this pair (its share of a batch).
+        seconds: {"matcher", "own", "total"} wall time of this pair (its share of a batch): in the matcher, in KBC.
         notes: what a user should know: a failed fine pass, a refused window.
     """
 
     coarse: Points = field(default_factory=lambda: np.empty((0, 2)))
-    kept: tuple[Kept, ...] = ()
+    confidence: Scores | None = None
+    origin: tuple[Origin, ...] = ()
     source_window: Window | None = None
     target_window: Window | None = None
     given: frozenset[str] = frozenset()
     localizer: str = ""
+    support: int = 0
     calls: int = 1
     cost: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -152,16 +164,22 @@ class MatchResult(Match):
                 return None
             return {"box_xyxy": list(w.box.xyxy), "size_hw": list(w.size_hw), "mirrored": w.mirrored}
 
-        score = None if self.score is None else [None if np.isnan(s) else float(s) for s in self.score]
+        def values(scores: Scores | None) -> list[float | None] | None:
+            return None if scores is None else [None if np.isnan(s) else float(s) for s in scores]
+
         return {
             "keypoints": rows(self.keypoints),
-            "score": score,
+            "score": values(self.score),
             "coarse": rows(self.coarse),
-            "kept": list(self.kept),
+            "confidence": None
+            if self.confidence is None
+            else [None if np.isnan(c) else float(c) for c in self.confidence],
+            "origin": list(self.origin),
             "source_window": window(self.source_window),
             "target_window": window(self.target_window),
             "given": sorted(self.given),
             "localizer": self.localizer,
+            "support": self.support,
             "calls": self.calls,
             "cost": self.cost,
             "seconds": self.seconds,

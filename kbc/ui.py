@@ -24,7 +24,7 @@ HELP = """Open a page in the browser: choose two images, click points on the lef
 them on the right one, with and without KBC. Needs pip install "kbc[ui]"."""
 
 TITLE = "kbc: keypoints on small objects"
-COLUMNS = ["point", "source x", "source y", "coarse x", "coarse y", "KBC x", "KBC y", "kept"]
+COLUMNS = ["point", "source x", "source y", "coarse x", "coarse y", "KBC x", "KBC y", "origin"]
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def table(pair: Pair, result: MatchResult) -> list[list[str]]:
     """The rows of the page's table; undefined coordinates are dashes."""
     values = [pair.keypoints, result.coarse, result.keypoints]
     return [
-        [str(i), *(f"{v:.1f}" if v == v else "–" for points in values for v in points[i].tolist()), result.kept[i]]
+        [str(i), *(f"{v:.1f}" if v == v else "–" for points in values for v in points[i].tolist()), result.origin[i]]
         for i in range(len(pair.keypoints))
     ]
 

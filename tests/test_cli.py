@@ -27,7 +27,7 @@ from kbc.cli_options import key_values, parse_box, parse_points
 from kbc.data.scenes import scene_pair
 from kbc.errors import InputError, MatcherError, MissingDependencyError
 from kbc.files import write_json, written_whole
-from kbc.types import Kept
+from kbc.types import Origin
 
 
 @pytest.fixture(scope="module")
@@ -356,10 +356,10 @@ def test_match_explains_each_kind_of_answer_that_occurs_and_says_what_to_try(
         in run(capsys, *given, photos["points"], "--set", "passes=0")[1]
     )
     out = run(capsys, *given, "5,5 310,5 5,230 310,230")[1]
-    assert "\ncoarse: not small  the matcher's own (nothing is small)" in out
-    assert "--set small_below=0.7" in out
+    assert "\ncoarse: refused  the matcher's own (no window was surely better)" in out
+    assert "--target-box" in out
     assert "coarse: off" not in out
-    assert set(MEANING) == set(get_args(Kept))
+    assert set(MEANING) == set(get_args(Origin))
     assert set(NEXT) <= set(MEANING)
     helped = " ".join(run(capsys, "match", "--help")[1].split())
     assert all(f"{kept} {meaning}" in helped for kept, meaning in MEANING.items())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kbc.config import KBCConfig
-from kbc.cropping import FEW, crop_pair, input_hw, is_small, window_around, with_context
+from kbc.cropping import crop_pair, input_hw, is_small, window_around
 from kbc.errors import InputError
 from kbc.geometry import Box, Window
 from kbc.types import Pair
@@ -207,44 +207,3 @@ def test_crop_pair_refuses(points: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         crop_pair(pair, points)
     assert "target_keypoints" in str(caught.value)
-
-
-def blank(points: object, **boxes: object) -> Pair:
-    image = np.zeros((*IMAGE, 3), np.uint8)
-    return Pair(image, image, points, **boxes)  # type: ignore[arg-type]
-
-
-def test_a_few_points_get_context_over_the_box_that_is_given() -> None:
-    boxes = {"source_box": (100, 120, 160, 210), "target_box": (1, 2, 3, 4)}
-    seen = with_context(blank([[130.0, 130.0], [np.nan, 5.0]], **boxes))
-    expected = [[x, y] for y in (134.5, 164.5, 194.5) for x in (109.5, 129.5, 149.5)]  # middles of 20×30 px parts
-    assert seen.keypoints[0].tolist() == [130.0, 130.0]
-    assert np.isnan(seen.keypoints[1]).all()
-    assert seen.keypoints[2:].tolist() == expected
-    assert (seen.source_box, seen.target_box) == (Box(100, 120, 160, 210), Box(1, 2, 3, 4))
-
-
-@pytest.mark.parametrize(
-    ("points", "box"),
-    [
-        ([[320.0, 240.0]], (241, 161, 401, 321)),  # a quarter of 640 around the pixel's middle
-        ([[220.0, 239.5], [419.0, 239.5]], (170, 90, 470, 390)),  # 3/2 of the 200 px from edge to edge
-        ([[3.0, 470.0]], (0, 320, 160, 480)),  # shifted into the image
-        ([[-30.0, 470.0]], (0, 320, 160, 480)),
-    ],
-)
-def test_without_a_box_the_context_lies_in_a_square_around_the_points(points: list, box: tuple[int, ...]) -> None:
-    seen = with_context(blank(points))
-    assert seen.source_box is None
-    assert len(seen.keypoints) == len(points) + 9
-    further = seen.keypoints[len(points) :]
-    step = (box[2] - box[0]) / 3
-    corner = np.array([box[0] + step / 2, box[1] + step / 2]) - 0.5  # the box is in pixel edges
-    assert np.abs(further[0] - corner).max() <= 1
-    assert np.abs(further[-1] - corner - 2 * step).max() <= 1
-
-
-def test_enough_points_and_none_stay_as_they_are() -> None:
-    for points in ([[10.0 * i, 20.0] for i in range(FEW)], [[np.nan, np.nan]]):
-        pair = blank(points)
-        assert with_context(pair) is pair

@@ -80,12 +80,12 @@ def test_the_cache_keeps_to_its_bound_and_drops_the_oldest() -> None:
     assert matcher.encoded == 4
 
 
-def test_similarity_covers_the_target_and_zooms() -> None:
+def test_similarity_covers_the_target() -> None:
     pair = Pair(draw_scene(1, (90, 120)), draw_scene(2, (90, 120)), [[20.0, 20.0], [np.nan, 1.0]])
-    near, far = small().similarity([pair])[0], small().similarity([pair], zoom=2)[0]
-    assert (near.shape, far.shape) == ((2, 16, 16), (2, 32, 32))
-    assert np.isnan(near[1]).all()
-    assert np.isfinite(near[0]).all()
+    maps = small().similarity([pair])[0]
+    assert maps.shape == (2, 16, 16)
+    assert np.isnan(maps[1]).all()
+    assert np.isfinite(maps[0]).all()
 
 
 def test_votes_move_a_point_to_where_its_neighbours_went() -> None:

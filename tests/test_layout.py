@@ -1,130 +1,127 @@
-"""The joint layout: a planted pose is found, the prior decides between look-alikes, strong evidence still wins."""
+"""The layout: planted transforms are found, wrong answers outvoted, bent parts followed, exact answers left alone."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from kbc import layout
-from kbc.geometry import Box, Window
+from kbc.tuning import TUNING
 
-LAYOUT = np.array([[10.0, 10.0], [50.0, 12.0], [30.0, 40.0], [12.0, 44.0], [55.0, 38.0]])
-WINDOW = Window(Box(100, 50, 356, 306), (256, 256))
-
-
-def planted(points: np.ndarray, strength: float = 1.0, noise: float = 0.1) -> np.ndarray:
-    """Maps (N, 32, 32) over WINDOW with a bump at each point, and noise."""
-    cells = WINDOW.resized((32, 32)).to_window(points)
-    ys, xs = np.mgrid[:32, :32]
-    rng = np.random.default_rng(0)
-    bumps = [np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / 4) for x, y in cells]
-    return (strength * np.array(bumps) + noise * rng.normal(size=(len(points), 32, 32))).astype(np.float32)
+GRID = np.stack(np.meshgrid(np.arange(8) * 12.0 + 40, np.arange(8) * 12.0 + 30), axis=-1).reshape(-1, 2)
 
 
-@pytest.mark.parametrize("mirror", [1.0, -1.0])
-@pytest.mark.parametrize("scale", [1.6, 3.0])
-def test_vote_finds_a_planted_pose(mirror: float, scale: float) -> None:
-    truth = (LAYOUT - LAYOUT.mean(0)) * [mirror * scale, scale] + [230.0, 180.0]
-    spans = list(layout.spans(256.0, 0.15, 0.9, 1.2))
-    best = layout.vote(layout.evidence(planted(truth)), WINDOW, LAYOUT, spans)[0]
-    assert np.abs(best.points - truth).max() < 14  # sizes are tried in steps of a fifth, places in cells of 8 px
-    assert best.score > 0.5
+def moved(points: np.ndarray, scale: float = 1.7, turn: float = 0.5, mirror: bool = False) -> np.ndarray:
+    x = -points[:, 0] if mirror else points[:, 0]
+    cos, sin = scale * np.cos(turn), scale * np.sin(turn)
+    return np.stack([cos * x - sin * points[:, 1] + 300, sin * x + cos * points[:, 1] - 20], axis=1)
 
 
-def test_a_turned_pose_needs_turns() -> None:
-    turn = np.pi / 2
-    around = LAYOUT - LAYOUT.mean(0)
-    truth = around @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) * 2 + [230.0, 180.0]
-    density = layout.evidence(planted(truth))
-    upright = layout.vote(density, WINDOW, LAYOUT, [90.0])[0]
-    turned = layout.vote(density, WINDOW, LAYOUT, [90.0], turns=(0.0, turn))[0]
-    assert turned.score > upright.score + 0.3
-    assert np.abs(turned.points - truth).max() < 10
+def fitted(
+    source: np.ndarray, answers: np.ndarray, share: np.ndarray | None = None
+) -> tuple[layout.Layout, np.ndarray]:
+    """The layout of one problem, and the chosen places; answers (S, 2), (S, M, 2) or (S, P, M, 2)."""
+    places = torch.from_numpy(answers.reshape(len(source), *((1, 1, 2) if answers.ndim == 2 else answers.shape[1:])))
+    places = places if places.ndim == 4 else places[:, None]
+    shares = (
+        torch.ones(places.shape[:3], dtype=torch.float64) / places.shape[2]
+        if share is None
+        else torch.from_numpy(share)
+    )
+    points, first = torch.from_numpy(source)[None], places[None, :, 0, 0]
+    start = layout.propose(points, first, torch.ones(first.shape[:2], dtype=torch.float64), most=1)[:, 0]
+    cell = torch.zeros((1, places.shape[1]), dtype=torch.float64)
+    found = layout.fit(points, places[None], shares[None], start, cell)
+    return found, layout.place(found, places[None], shares[None])[0][0].numpy()
 
 
-def test_the_layout_decides_between_look_alikes() -> None:
-    truth = (LAYOUT - LAYOUT.mean(0)) * 2 + [230.0, 180.0]
-    maps = planted(truth)
-    maps[0] += planted(np.array([[340.0, 290.0]] * 5), strength=1.2, noise=0.0)[0]  # a somewhat better twin, far away
-    alone = np.unravel_index(maps[0].argmax(), (32, 32))
-    twin = WINDOW.resized((32, 32)).to_image(np.array([[alone[1], alone[0]]], dtype=float))
-    assert np.abs(twin - [340.0, 290.0]).max() < 8
-    pose = layout.vote(layout.evidence(maps), WINDOW, LAYOUT, [90.0])[0]
-    points, sure = layout.choose(maps, WINDOW, pose)
-    assert np.abs(points - truth).max() < 6
-    assert sure.shape == (5,)
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("turn", [0.0, 0.5, 3.0])
+def test_a_planted_transform_is_found_among_wrong_answers(mirror: bool, turn: float) -> None:
+    truth = moved(GRID, turn=turn, mirror=mirror)
+    rng = np.random.default_rng(3)
+    answers = truth.copy()
+    wrong = rng.permutation(len(GRID))[:40]
+    answers[wrong] = rng.uniform(-100, 700, (40, 2))
+    found, places = fitted(GRID, answers)
+    assert np.abs(places - truth).max() < 1.0
+    assert bool(found.mirrored[0]) is mirror
+    assert float(found.trust[0, 0]) == pytest.approx(24 / 64, abs=0.08)
+    assert float(found.size[0]) == pytest.approx(1.7 * 84, rel=0.02)
 
 
-def test_strong_evidence_wins_over_the_layout() -> None:
-    moved = (LAYOUT - LAYOUT.mean(0)) * 2 + [230.0, 180.0]
-    pose = layout.Pose(moved.copy(), 1.0)
-    moved[3] += [38.0, 20.0]  # a bent limb, far outside the tolerance, where only its own map can place it
-    points, _ = layout.choose(planted(moved, noise=0.02), WINDOW, pose)
-    assert np.abs(points - moved).max() < 6
+def test_exact_answers_are_left_where_they_are() -> None:
+    bent = moved(GRID) + 6 * np.sin(GRID[:, ::-1] / 30)
+    _, places = fitted(GRID, bent)
+    assert np.abs(places - bent).max() < 0.01 * 1.7 * 84
 
 
-def test_many_points_exceed_no_channel_limit() -> None:
-    rng = np.random.default_rng(1)
-    many = rng.uniform(0, 60, (150, 2))
-    truth = (many - many.mean(0)) * 2 + [230.0, 180.0]
-    best = layout.vote(layout.evidence(planted(truth)), WINDOW, many, [float(np.ptp(truth, axis=0).max())])[0]
-    assert np.abs(best.points - truth).max() < 10
+def test_scattered_answers_are_corrected_by_their_neighbours() -> None:
+    truth = moved(GRID)
+    answers = truth + np.random.default_rng(5).normal(0, 10, truth.shape)
+    _, places = fitted(GRID, answers)
+    assert np.linalg.norm(places - truth, axis=1).mean() < 0.5 * np.linalg.norm(answers - truth, axis=1).mean()
 
 
-def test_consensus_is_exact_and_ignores_outliers() -> None:
-    for mirror in (1.0, -1.0):
-        start = mirror * LAYOUT[:, 0] + 1j * LAYOUT[:, 1]
-        placed = start * (1.7 * np.exp(0.4j)) + (300 + 90j)
-        truth = np.stack([placed.real, placed.imag], axis=1)
-        found = truth.copy()
-        found[1] += 400
-        pose = layout.consensus(LAYOUT, found)
-        assert pose is not None
-        assert np.abs(pose.points - truth).max() < 1e-6
-        whole = layout.consensus(LAYOUT, truth)
-        assert whole is not None
-        assert whole.score > pose.score
+def test_a_bent_part_is_followed() -> None:
+    """A limb of six points hangs elsewhere in the target; a rigid layout would put it where the source had it."""
+    truth = moved(GRID)
+    limb = GRID[:, 1] > 100
+    truth[limb] += [0.0, 25.0]
+    _, places = fitted(GRID, truth)
+    assert np.abs(places - truth).max() < 0.05 * 1.7 * 84
 
 
-def test_consensus_of_nothing() -> None:
-    assert layout.consensus(LAYOUT[:1], LAYOUT[:1]) is None
-    assert layout.consensus(np.ones((3, 2)), LAYOUT[:3]) is None
+def test_neighbours_choose_between_look_alikes() -> None:
+    truth = moved(GRID)
+    other = truth[::-1].copy()
+    answers = np.stack([truth, other], axis=1)
+    swapped = np.random.default_rng(1).permutation(len(GRID))[:20]
+    answers[swapped] = answers[swapped, ::-1]
+    _, places = fitted(GRID, answers)
+    assert np.abs(places - truth).max() < 1.0
 
 
-def test_evidence_does_not_depend_on_the_matchers_scale() -> None:
-    maps = planted((LAYOUT - LAYOUT.mean(0)) * 2 + [230.0, 180.0])
-    assert np.allclose(layout.evidence(maps), layout.evidence(maps * 40 + 7), atol=1e-2)
-    assert np.allclose(layout.evidence(np.zeros((2, 4, 4), np.float32)), 1.0)
+def test_passes_that_err_in_different_points_are_right_together() -> None:
+    truth = moved(GRID)
+    rng = np.random.default_rng(2)
+    passes = []
+    for _ in range(3):
+        answers = truth + rng.normal(0, 4, truth.shape)
+        answers[rng.permutation(len(GRID))[:25]] += rng.uniform(-200, 200, (25, 2))
+        passes.append(answers)
+    alone = np.mean([np.linalg.norm(fitted(GRID, one)[1] - truth, axis=1).mean() for one in passes])
+    _, places = fitted(GRID, np.stack(passes, axis=1)[:, :, None])
+    assert np.linalg.norm(places - truth, axis=1).mean() < alone
 
 
-def test_answers_are_combined_where_most_weight_agrees() -> None:
-    answers = np.array([[[0.0, 0.0], [5.0, 5.0]], [[2.0, 0.0], [np.nan, 5.0]], [[50.0, 0.0], [np.nan, np.nan]]])
-    equal = np.ones((3, 2))
-    places, around = layout.combine(answers, equal, reach=10.0)
-    assert places[0] == pytest.approx([1.0, 0.0], abs=0.05)  # two of three, not their mean with the stray one
-    assert places[1] == pytest.approx([5.0, 5.0])
-    assert around.tolist()[1] == 0
-    stray_is_sure = np.array([[0.2, 1.0], [0.2, 1.0], [1.0, 1.0]])
-    places, around = layout.combine(answers, stray_is_sure, reach=10.0)
-    assert places[0] == pytest.approx([50.0, 0.0], abs=1e-3)
-    assert around[0] == 2
-    assert np.isnan(layout.combine(np.full((2, 1, 2), np.nan), np.ones((2, 1)), 1.0)[0]).all()
+def test_evidence_tells_a_layout_from_chance() -> None:
+    rng = np.random.default_rng(4)
+    truth = moved(GRID)
+    good = float(fitted(GRID, truth)[0].evidence)
+    noisy = float(fitted(GRID, truth + rng.normal(0, 8, truth.shape))[0].evidence)
+    chance = float(fitted(GRID, rng.uniform(0, 400, truth.shape))[0].evidence)
+    assert good > noisy + 1 > chance + 1.5
+    assert float(fitted(GRID, truth * 40)[0].evidence) == pytest.approx(good, abs=0.05)  # the same at any size
 
 
-def test_the_finding_sharpness_sees_a_small_object_beside_a_field_of_half_likenesses() -> None:
-    whole = Window(Box(0, 0, 512, 512), (512, 512))
-    spans = [512 * span for span in layout.spans(1.0, 0.06, 1.0)]
-    truth = LAYOUT + np.array([400.0, 60.0])
-    ys, xs = np.mgrid[:32, :32]
-    off: dict[float, list[float]] = {layout.FINDING_SHARPNESS: [], layout.SHARPNESS: []}
-    for seed in range(6):
-        rng = np.random.default_rng(seed)
-        maps = rng.normal(0, 0.05, (len(truth), 32, 32))
-        for values, (x, y) in zip(maps, whole.resized((32, 32)).to_window(truth), strict=True):
-            values += np.exp(-((xs - x) ** 2 + (ys - y) ** 2))
-            values += 0.75 * ((xs < 20) & (ys > 10)) * (rng.random((32, 32)) < 0.5)
-        for sharpness, errors in off.items():
-            density = layout.evidence(maps.astype(np.float32), sharpness)
-            errors.append(float(np.abs(layout.vote(density, whole, LAYOUT, spans)[0].points - truth).max()))
-    assert max(off[layout.FINDING_SHARPNESS]) < 20  # one cell is 16
-    assert np.median(off[layout.SHARPNESS]) > 100  # as sharp as within a window, the field wins
+@pytest.mark.parametrize("answers", [GRID[:1] + 5, np.full((4, 2), 7.0), np.zeros((1, 2))])
+def test_too_little_to_tell_is_no_failure(answers: np.ndarray) -> None:
+    _, places = fitted(GRID[: len(answers)], answers)
+    assert np.isfinite(places).all()
+    assert np.abs(places.mean(axis=0) - answers.mean(axis=0)).max() < 2.0
+
+
+def test_a_batch_gives_what_one_by_one_gives() -> None:
+    rng = np.random.default_rng(6)
+    answers = np.stack([moved(GRID, turn=t) + rng.normal(0, 3, GRID.shape) for t in (0.0, 1.0, 2.0)])
+    source = torch.from_numpy(np.stack([GRID] * 3))
+    places = torch.from_numpy(answers)[:, :, None, None]
+    share = torch.ones(places.shape[:4], dtype=torch.float64)
+    weight = torch.ones(places.shape[:2], dtype=torch.float64)
+    start = layout.propose(source, places[:, :, 0, 0], weight, most=1)[:, 0]
+    together = layout.fit(source, places, share, start, torch.zeros((3, 1), dtype=torch.float64), TUNING)
+    for index in range(3):
+        alone, _ = fitted(GRID, answers[index])
+        assert torch.allclose(together.points[index], alone.points[0], atol=1e-8)

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import pytest
-import torch
 
 import kbc
-from kbc.config import COST
 from kbc.localize import LOCALIZERS
 from kbc.types import Match, Pair
 from tests.conftest import draw_scene
@@ -41,22 +39,18 @@ def test_a_planted_object_is_found(localizer: str, budget: str) -> None:
 
 
 class Scattered:
-    """Right about most points on the whole image, wrong about one; knows nothing but the truth it is given."""
+    """Right about most points on the whole image, wrong about one; and about nothing through windows."""
 
     name = "scattered"
     input_size = 128
 
-    def __init__(self, truth: np.ndarray) -> None:
-        self.truth = truth
-        self.windows: list[tuple[int, int]] = []
-
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         answers = []
         for pair in pairs:
-            self.windows.append(pair.target.shape[:2])
-            answer = self.truth.copy()
+            answer = (pair.keypoints - [50, 60] + 0.5) / 2 - 0.5 + [280, 250]
             answer[0] = [5.0, 5.0]
-            answers.append(Match(answer if pair.target.shape[:2] == (400, 400) else np.full(self.truth.shape, 64.0)))
+            whole = pair.target.shape[:2] == (400, 400)
+            answers.append(Match(answer if whole else np.full(pair.keypoints.shape, 64.0)))
         return answers
 
 
@@ -64,7 +58,7 @@ def test_consensus_is_not_pulled_by_a_stray_point() -> None:
     pair, truth = planted()
     windows = {}
     for localizer in ("predicted", "consensus"):
-        wrapped = kbc.wrap(Scattered(truth), localizer=localizer, accept_margin=-10, passes=1)
+        wrapped = kbc.wrap(Scattered(), localizer=localizer, accept_margin=-10, passes=1)
         window = wrapped.match([pair])[0].target_window
         assert window is not None
         windows[localizer] = window.box
@@ -81,31 +75,13 @@ def test_no_strategy_exceeds_its_budget(localizer: str, budget: str, most: float
     asked = Pair(pair.source, pair.target, pair.keypoints, target_box=box)
     result = kbc.wrap(kbc.load_matcher("hog"), localizer=localizer, budget=budget).match([asked])[0]
     assert result.cost <= most
-    if localizer in ("predicted", "consensus", "given"):
-        assert result.cost <= 4.0
+    if localizer == "predicted":
+        assert result.cost <= 2.0
 
 
 def test_an_object_that_is_not_there_is_refused() -> None:
     pair, _ = planted()
     flat = np.full((400, 400, 3), 128, np.uint8)
     result = kbc.wrap(kbc.load_matcher("hog"), budget="balanced").match([Pair(pair.source, flat, pair.keypoints)])[0]
-    assert set(result.kept) <= {"coarse: refused", "coarse: not small"}
+    assert set(result.origin) <= {"coarse: refused", "coarse: no window"}
     assert np.array_equal(result.keypoints, result.coarse)
-
-
-@pytest.mark.parametrize(
-    ("size", "budget", "largest"),
-    [(64, "thorough", 192), (64, "balanced", 128), (342, "thorough", 684), (64, "fast", 64)],
-)
-def test_the_target_is_searched_as_large_as_budget_and_size_allow(size: int, budget: str, largest: int) -> None:
-    seen = []
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        seen.append(images.shape[-1])
-        return torch.nn.functional.avg_pool2d(images, 8)
-
-    pair, _ = planted()
-    matcher = kbc.from_features(encode, 8, size=size)
-    result = kbc.wrap(matcher, localizer="search", budget=budget).match([pair])[0]
-    assert max(seen) == largest
-    assert result.cost <= COST[budget]

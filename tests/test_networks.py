@@ -97,7 +97,7 @@ def test_a_flow_network_stays_right_with_kbc_around_it() -> None:
     matcher = kbc.from_flow(network, size=size, normalise=False)
     points = np.array([[60.2, 70.1], [85.7, 64.4], [71.3, 92.8]])
     result = kbc.wrap(matcher).match([Pair(image, image, points)])[0]
-    assert set(result.kept) == {"fine"}
+    assert set(result.origin) == {"fine"}
     assert np.abs(result.keypoints - through(warp, points)).max() <= 0.1
 
 

@@ -53,7 +53,7 @@ def test_kbc_helps_on_small_things(
     assert after >= least
 
 
-def test_large_objects_keep_the_matchers_own_answer(kbc_data: Path, resnet18: kbc.Matcher) -> None:
+def test_large_objects_are_not_cropped(kbc_data: Path, resnet18: kbc.Matcher) -> None:
     dataset = open_dataset("coco", kbc_data / "data" / "pf-willow")
     large = []
     for record in dataset:
@@ -67,5 +67,6 @@ def test_large_objects_keep_the_matchers_own_answer(kbc_data: Path, resnet18: kb
     assert large
     for record in large:
         result = kbc.wrap(resnet18).match([dataset.load(record)])[0]
-        assert set(result.kept) <= {"coarse: not small"}
+        assert set(result.origin) <= {"whole", "undefined"}
+        assert result.source_window is None
         assert result.calls == 1

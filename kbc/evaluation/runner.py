@@ -238,7 +238,7 @@ def _ask(matcher: AnyMatcher, pairs: Sequence[Pair]) -> Sequence[Match]:
 
 def _answered(outcome: Outcome, match: Match, seconds: float) -> Outcome:
     windows = [getattr(match, f"{side}_window", None) for side in ("source", "target")]
-    kept = [answer for answer, row in zip(getattr(match, "kept", ()), outcome.truth, strict=False) if row is not None]
+    kept = [answer for answer, row in zip(getattr(match, "origin", ()), outcome.truth, strict=False) if row is not None]
     return replace(
         outcome,
         predicted=rows(match.keypoints),

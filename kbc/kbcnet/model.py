@@ -99,7 +99,6 @@ class KBCNet(FeatureMatcher):
             self._encode, network.grid, size_hw, name=name, device=torch.device(device), cache_bytes=cache_bytes
         )
         self.max_batch = 32
-        self.weighs_neighbours = network.decoder is not None
 
     def with_votes(self) -> Self:
         """Itself: its decoder has them (`ModelConfig.votes`)."""
@@ -119,26 +118,10 @@ class KBCNet(FeatureMatcher):
                 matches.append(Match(self._frame(pair.target).to_image(inside), score.double().cpu().numpy()))
         return matches
 
-    def similarity(self, pairs: Sequence[Pair], zoom: int = 1) -> list[npt.NDArray[np.float32]]:
-        """Per pair (N, h, w): similarity of each keypoint with cells that cover the whole target.
-
-        Args:
-            pairs: what to compare.
-            zoom: look at the target at this many times the input size. The decoder knows both sides at one scale only,
-                so beyond 1 it is the cosine of the features; at 1 the refined similarity.
-        """
-        zoomed = (self.input_size[0] * zoom, self.input_size[1] * zoom)
+    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+        """Per pair (N, h, w): refined similarity of each keypoint with cells that cover the whole target."""
         with torch.inference_mode():
-            if zoom == 1:
-                maps = self._rows(pairs)
-            else:
-                sources = self.features([pair.source for pair in pairs])
-                targets = self.features([pair.target for pair in pairs], zoomed)
-                maps = [
-                    self._similarity(pair, self._refined(source), self._refined(target), votes=False)
-                    for pair, source, target in zip(pairs, sources, targets, strict=True)
-                ]
-            return [self._on_regular_cells(values, zoomed).cpu().numpy() for values in maps]
+            return [self._on_regular_cells(values).cpu().numpy() for values in self._rows(pairs)]
 
     def flow(self, pairs: Sequence[Pair]) -> list[Flow]:
         """The dense answer: every cell of the source, whatever the pairs' keypoints."""

@@ -330,7 +330,7 @@ def test_wrong_backbone_weights_are_one_sentence(layer: Layer) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_kbc_on_runs_on_a_real_small_object(name: str, matchers: dict[str, Any], data: Path) -> None:
     pair = small_object(data)
-    for options in ({"passes": 0}, {"localizer": "heatmap"}, {"localizer": "best"}, {"localizer": "predicted"}):
+    for options in ({"passes": 0}, {"localizer": "consensus"}, {"localizer": "best"}, {"localizer": "predicted"}):
         result = kbc.wrap(matchers[name], **options).match([pair])[0]
         assert result.keypoints.shape == pair.keypoints.shape
         assert np.isfinite(result.keypoints).all()

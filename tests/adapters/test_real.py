@@ -130,7 +130,7 @@ def test_real_kbc_on_a_small_object(name: str, loaded: dict[str, Any], data: Pat
     start = time.perf_counter()
     result = kbc.wrap(loaded[name]).match([pair])[0]
     spent = time.perf_counter() - start
-    print(f"\n{name} with KBC: {spent:.1f} s, {result.calls} calls, kept {sorted(set(result.kept))}", end=" ")
+    print(f"\n{name} with KBC: {spent:.1f} s, {result.calls} calls, kept {sorted(set(result.origin))}", end=" ")
     assert np.isfinite(result.keypoints).all()
 
 

@@ -29,7 +29,7 @@ SWEEPS: dict[str, list[Any]] = {
     "small_below": [0.25, 0.35, 0.5, 0.7, 1.0],
     "passes": [1, 2, 3],
     "mirror": [False, True],
-    "accept_margin": [-10.0, 0.0, 0.75, 1.5],
+    "accept_margin": [-10.0, -3.0, -1.5, 0.0],
 }
 BALANCED = {"passes", "mirror"}
 GUESSED = {"small_below", "accept_margin"} | BALANCED

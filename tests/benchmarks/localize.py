@@ -37,8 +37,7 @@ ROWS: Configs = {
     "no KBC": ("256", {"passes": 0}),
     "no KBC, 512 px (cost 4)": ("512", {"passes": 0}),
     "`predicted`: the paper's rule": ("256", {"localizer": "predicted", "passes": 1}),
-    "`consensus`": ("256", {"localizer": "consensus", "joint": False}),
-    "`heatmap`": ("256", {"localizer": "heatmap"}),
+    "`consensus`": ("256", {"localizer": "consensus"}),
     "`search`": ("256", {"localizer": "search", "budget": "balanced"}),
     "`best`, fast": ("256", {"budget": "fast"}),
     "`best`, balanced": ("256", {"budget": "balanced"}),
@@ -46,8 +45,10 @@ ROWS: Configs = {
     "`best`, balanced, joint off": ("256", {"budget": "balanced", "joint": False}),
     "a bare function, fast": ("function", {"budget": "fast"}),
     "a bare function, balanced": ("function", {"budget": "balanced"}),
+    "a bare function, thorough": ("function", {"budget": "thorough"}),
     TRUE: ("256", {"localizer": "given", "joint": False, "mirror": False, "passes": 1}),
-    "true window, KBC's points": ("256", {"localizer": "given", "budget": "balanced"}),
+    "true window, KBC's points": ("256", {"localizer": "given", "mirror": False, "passes": 1}),
+    "true window, balanced": ("256", {"localizer": "given", "budget": "balanced"}),
 }
 VOTES: Configs = {
     "no KBC": ("256", {"passes": 0}),

@@ -1,0 +1,69 @@
+"""Every number that steers KBC's answers and is no option of the user's, in one frozen place.
+
+Each was chosen by a sweep over photographs (ResNet-18) and over the simulated matchers of every strength;
+`examples/results/tuning.md` holds the figures and the command that makes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The constants of the core. Lengths are fractions of the object's size: the longer side of its keypoints' box.
+
+    Attributes:
+        support_count: support points asked beside the keypoints, about.
+        support_reach: how far outside the keypoints' hull they lie at most.
+        min_points_for_extent: fewer keypoints than this do not show how large their object is.
+        guessed_side: least side of the square taken for the object of so few points; fraction of the image's side.
+        peaks: places a point may have on one similarity map.
+        peak_sharpness: a peak one deviation of the map lower is exp(this) times less likely.
+        proposals: pairs of answers that each propose a similarity transform.
+        agreement_reach: deviation of an answer from a proposed transform that counts as agreeing.
+        mirror_share: what a mirrored transform's agreement counts, against an upright one's 1.
+        bend_size, bend_reach: deviation of the object's parts from a similarity transform, and over what distance on
+            the object it changes.
+        stretch: deviation of an affine part of that.
+        noise_floor, noise_ceiling: bounds on the deviation of a right answer from the layout.
+        cell_floor: the same floor in cells of the matcher, where those are known.
+        rounds: of estimating who is right and where the layout lies.
+        loose_share, loose_size: how often a part lies where its neighbours do not say, and how far off.
+        heard: passes whose worth is lower than the best by more than this have no say.
+        doubt: evidence below which a matcher that pays for every pair looks at the source mirrored; one that shares
+            features always does, where the budget allows it.
+        search_below: where fewer answers than this share agree, the whole target is searched (`thorough`).
+        calibration: of the confidence: constant, the point's log odds / 3, the pair's evidence, a refused pair, the
+            matcher's own answer agreeing.
+        least_evidence: worth below which a fine pass is refused: its answers agree on nothing.
+        mirror_penalty: what a mirrored layout must be better, nats a point: symmetric things look right either way.
+    """
+
+    support_count: int = 80
+    support_reach: float = 0.05
+    min_points_for_extent: int = 4
+    guessed_side: float = 0.25
+    peaks: int = 5
+    peak_sharpness: float = 1.5
+    proposals: int = 1024
+    agreement_reach: float = 0.12
+    mirror_share: float = 0.9
+    bend_size: float = 0.12
+    bend_reach: float = 0.35
+    stretch: float = 0.15
+    noise_floor: float = 0.02
+    noise_ceiling: float = 0.12
+    cell_floor: float = 0.15
+    rounds: int = 8
+    loose_share: float = 0.1
+    loose_size: float = 0.25
+    mirror_penalty: float = 0.45
+    heard: float = 1.0
+    doubt: float = 1.5
+    search_below: float = 0.6
+    least_evidence: float = 0.2
+    calibration: tuple[float, float, float, float, float] = (-1.67, 0.42, 0.66, -2.09, 0.66)
+
+
+TUNING = Tuning()
