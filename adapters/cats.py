@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kbc.errors import InputError, must_be
-from kbc.features import sample
 from kbc.files import as_path
-from kbc.registry import usable_device
+from kbc.matchers.features import sample
+from kbc.matchers.registry import usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Stub, Upstream

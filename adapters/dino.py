@@ -1,4 +1,4 @@
-"""DINO, DINOv2 and DINOv3 through transformers: patch tokens become a feature map, compared by `kbc.features`."""
+"""DINO, DINOv2 and DINOv3 through transformers: patch tokens become a feature map."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
-from kbc.features import IMAGENET_MEAN, IMAGENET_STD, FeatureMatcher, from_features, sample, soft_peak
 from kbc.geometry import Points, cell_centres, resize_points
 from kbc.images import Image
-from kbc.registry import usable_device
+from kbc.matchers.features import IMAGENET_MEAN, IMAGENET_STD, FeatureMatcher, from_features, sample, soft_peak
+from kbc.matchers.registry import usable_device
 from kbc.types import Match, Pair
 
 from .sandbox import BUILDING
@@ -119,7 +119,7 @@ class Letterboxed:
     """A matcher with a square input that sees images padded to a square instead of stretched.
 
     Images lie at the top left, so points keep their coordinates; no answer lies in the padding. Satisfies
-    `kbc.matcher.SimilarityMatcher`.
+    `kbc.matchers.protocol.SimilarityMatcher`.
     """
 
     shares_features = True

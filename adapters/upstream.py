@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
-from kbc.features import imagenet_normalised
 from kbc.files import as_path
 from kbc.geometry import Points, cell_centres, defined
 from kbc.images import Image
+from kbc.matchers.features import imagenet_normalised
 from kbc.types import Match, Pair
 from kbc.weights import load_weights
 
@@ -41,14 +41,14 @@ _KEY_SIGNS = {
 
 
 class UpstreamMatcher:
-    """A matcher that runs an upstream checkout. Satisfies `kbc.matcher.SimilarityMatcher`.
+    """A matcher that runs an upstream checkout. Satisfies `kbc.matchers.protocol.SimilarityMatcher`.
 
     An adapter sets the class attributes and writes `_correlate`, `_transfer` and `_rows`. Points travel through it in
     upstream's own frame: x·S/W, without the half-pixel offset, as upstream scales them, so that its answers are
     upstream's. Calls of one instance are serialised, because upstream may keep state.
 
     Attributes:
-        name, input_size, max_batch: see `kbc.matcher.Matcher`.
+        name, input_size, max_batch: see `kbc.matchers.protocol.Matcher`.
         upstream: repository, licence, citation, direction and frame.
         node_first, node_step: where the cells of upstream's correlation lie in its frame, frame pixels, both axes.
     """

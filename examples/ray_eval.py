@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kbc.cli_options import key_values
+from kbc.cli.options import key_values
 from kbc.data import KINDS, Dataset, PairRecord, open_dataset
 from kbc.errors import MissingDependencyError
 from kbc.evaluation import PCK, Protocol

@@ -19,14 +19,14 @@ _HOME = {
     "KBCConfig": "config",
     "KBCMatcher": "pipeline",
     "wrap": "pipeline",
-    "Matcher": "matcher",
-    "SimilarityMatcher": "matcher",
-    "as_matcher": "matcher",
-    "from_features": "features",
-    "from_flow": "networks",
-    "from_correlation": "networks",
-    "load_matcher": "registry",
-    "available_matchers": "registry",
+    "Matcher": "matchers.protocol",
+    "SimilarityMatcher": "matchers.protocol",
+    "as_matcher": "matchers.protocol",
+    "from_features": "matchers.features",
+    "from_flow": "matchers.networks",
+    "from_correlation": "matchers.networks",
+    "load_matcher": "matchers.registry",
+    "available_matchers": "matchers.registry",
     "load_image": "images",
     "crop_pair": "cropping",
     "KBCError": "errors",
@@ -46,19 +46,19 @@ if TYPE_CHECKING:
     from kbc.errors import KBCError as KBCError
     from kbc.errors import MatcherError as MatcherError
     from kbc.errors import MissingDependencyError as MissingDependencyError
-    from kbc.features import from_features as from_features
     from kbc.geometry import Box as Box
     from kbc.geometry import Window as Window
     from kbc.images import load_image as load_image
-    from kbc.matcher import Matcher as Matcher
-    from kbc.matcher import SimilarityMatcher as SimilarityMatcher
-    from kbc.matcher import as_matcher as as_matcher
-    from kbc.networks import from_correlation as from_correlation
-    from kbc.networks import from_flow as from_flow
+    from kbc.matchers.features import from_features as from_features
+    from kbc.matchers.networks import from_correlation as from_correlation
+    from kbc.matchers.networks import from_flow as from_flow
+    from kbc.matchers.protocol import Matcher as Matcher
+    from kbc.matchers.protocol import SimilarityMatcher as SimilarityMatcher
+    from kbc.matchers.protocol import as_matcher as as_matcher
+    from kbc.matchers.registry import available_matchers as available_matchers
+    from kbc.matchers.registry import load_matcher as load_matcher
     from kbc.pipeline import KBCMatcher as KBCMatcher
     from kbc.pipeline import wrap as wrap
-    from kbc.registry import available_matchers as available_matchers
-    from kbc.registry import load_matcher as load_matcher
     from kbc.types import Match as Match
     from kbc.types import MatchResult as MatchResult
     from kbc.types import Pair as Pair

@@ -15,7 +15,7 @@ from kbc.errors import InputError, must_be
 from kbc.geometry import Box, Points, Window, defined
 from kbc.images import ImageLike
 from kbc.localize import LOCALIZERS, Candidate
-from kbc.matcher import Matcher, as_matcher, matcher_name
+from kbc.matchers.protocol import Matcher, as_matcher, matcher_name
 from kbc.probe import PairState, Probe, Request
 from kbc.support import object_box, support_points
 from kbc.tuning import TUNING, Tuning

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from kbc.config import COST, KBCConfig
 from kbc.cropping import SizeHW, image_hw, input_hw
 from kbc.errors import KBCError
-from kbc.features import peaks
 from kbc.geometry import Box, Points, Window, defined
 from kbc.images import Image
-from kbc.matcher import Matcher, run_matcher, run_similarity
+from kbc.matchers.features import peaks
+from kbc.matchers.protocol import Matcher, run_matcher, run_similarity
 from kbc.tuning import TUNING, Tuning
 from kbc.types import Match, Pair, Scores
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from kbc.data.figures import CATEGORIES, Figure
-from kbc.data.scenes import _place, categories, draw, render, scene_pair, transform
-from kbc.data.shapes import Part, oval
+from kbc.data.scenes.figures import CATEGORIES, Figure
+from kbc.data.scenes.render import _place, categories, draw, render, scene_pair, transform
+from kbc.data.scenes.shapes import Part, oval
 from kbc.errors import InputError
 from kbc.geometry import Box
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is an extra")
 
 from kbc import viz
-from kbc.data.scenes import scene_pair
+from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError
 from kbc.geometry import Box, Window
 from kbc.types import Match, MatchResult, Pair
@@ -123,7 +123,7 @@ def test_a_mask_of_another_length_is_refused() -> None:
 
 def test_pyplot_is_never_imported_and_a_scene_can_be_drawn(tmp_path: Path) -> None:
     code = (
-        "import sys; from kbc import viz; from kbc.data.scenes import scene_pair; from kbc.types import Match\n"
+        "import sys; from kbc import viz; from kbc.data.scenes.render import scene_pair; from kbc.types import Match\n"
         "s = scene_pair(1); m = Match(s.target_keypoints)\n"
         f"viz.save(viz.draw_comparison(s.pair, {{'a': m}}, truth=s.target_keypoints)[0], r'{tmp_path / 'a.png'}')\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

@@ -26,16 +26,16 @@ import numpy as np
 import torch
 
 import kbc
+from kbc.cli.train import change
 from kbc.data.coco import open_coco
-from kbc.data.scenes import scene_pair
+from kbc.data.scenes.render import scene_pair
 from kbc.evaluation.pck import Protocol, correct
 from kbc.geometry import Points
 from kbc.kbcnet.backbone import resnet_weights
 from kbc.kbcnet.checkpoint import empty_network, put_backbone
-from kbc.kbcnet.command import change
-from kbc.kbcnet.model import KBCNet
-from kbc.kbcnet.recipe import read_recipe
-from kbc.kbcnet.samples import read_split
+from kbc.kbcnet.matcher import KBCNet
+from kbc.kbcnet.training.recipe import read_recipe
+from kbc.kbcnet.training.sources import read_split
 
 Labelled = tuple[kbc.Pair, Points, set[str]]
 """A pair, the true points, and which images it is of."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from kbc.kbcnet.checkpoint import empty_network
-from kbc.kbcnet.recipe import read_recipe
+from kbc.kbcnet.training.recipe import read_recipe
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:

@@ -14,7 +14,7 @@ from kbc.data.records import BoxKind, Dataset, PairRecord, Problem
 from kbc.data.shrink import shrink
 from kbc.errors import InputError, must_be
 from kbc.files import as_path
-from kbc.registry import nearest
+from kbc.matchers.registry import nearest
 
 __all__ = ["KINDS", "BoxKind", "Dataset", "PairRecord", "Problem", "open_dataset", "shrink"]
 
@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "pfwillow": ("kbc.data.pfwillow", "open_pfwillow"),
     "ap10k": ("kbc.data.ap10k", "open_ap10k"),
     "coco": ("kbc.data.coco", "open_coco"),
-    "scenes": ("kbc.data.scenery", "open_scenes"),
+    "scenes": ("kbc.data.scenes.dataset", "open_scenes"),
 }
 """Kind of data set → module and function that opens it."""
 

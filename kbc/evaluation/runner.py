@@ -17,7 +17,7 @@ from kbc.data import Dataset, PairRecord, open_dataset, shrink
 from kbc.errors import DataError, InputError, KBCError, must_be
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
 from kbc.files import output_folder, write_json
-from kbc.matcher import Matcher, run_matcher
+from kbc.matchers.protocol import Matcher, run_matcher
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Run:
 
     def build(self) -> AnyMatcher:
         """A fresh matcher, so that no run profits from what another one has cached."""
-        from kbc.registry import load_matcher
+        from kbc.matchers.registry import load_matcher
 
         options = dict(self.options) if self.size is None else {**self.options, "size": self.size}
         if options.get("device") == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one process per GPU

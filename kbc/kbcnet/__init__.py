@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kbc.kbcnet.config import ModelConfig
-    from kbc.kbcnet.model import Flow, KBCNet, load
-    from kbc.kbcnet.network import Network
+    from kbc.kbcnet.matcher import Flow, KBCNet, load
+    from kbc.kbcnet.model import Network
 
 __all__ = ["Flow", "KBCNet", "ModelConfig", "Network", "load"]
 
-_WHERE = {"Flow": "model", "KBCNet": "model", "load": "model", "ModelConfig": "config", "Network": "network"}
+_WHERE = {"Flow": "matcher", "KBCNet": "matcher", "load": "matcher", "ModelConfig": "config", "Network": "model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kbc.errors import InputError, must_be
-from kbc.features import Grid, imagenet_normalised
 from kbc.kbcnet.config import GROUPS, ModelConfig
-from kbc.resnet import ResNet, resnet
+from kbc.matchers.features import Grid, imagenet_normalised
+from kbc.matchers.resnet import ResNet, resnet
 
 _ORIENTATIONS = 8
 _EDGE_SCALES = (4, 2, 1)  # pixels per gradient: a stride-4 cell holds 1, 4 or 16 of them

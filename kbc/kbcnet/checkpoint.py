@@ -15,7 +15,7 @@ from kbc.errors import DataError, InputError, must_be
 from kbc.files import write_json
 from kbc.kbcnet.backbone import resnet_weights
 from kbc.kbcnet.config import ModelConfig
-from kbc.kbcnet.network import Network
+from kbc.kbcnet.model import Network
 from kbc.weights import load_safetensors, save_safetensors
 
 FORMAT = "kbcnet-1"

@@ -18,7 +18,7 @@ class ModelConfig(BaseModel):
     """Architecture and read-out of a KBCNet.
 
     Attributes:
-        backbone: "tiny" is this project's own; the others are `kbc.resnet`'s.
+        backbone: "tiny" is this project's own; the others are `kbc.matchers.resnet`'s.
         layers: three consecutive backbone layers, finest first; the middle one gives the grid that is matched. Strides
             are 2^(layer + 1): (2, 3, 4) are the paper's 1/8, 1/16 and 1/32. A deepest layer without weights is
             replaced by a learned stride-2 block.
@@ -32,7 +32,7 @@ class ModelConfig(BaseModel):
         kernel: kernel side of the decoder's convolutions.
         position_sigma: width of the position prior given to the decoder as one more channel, in image sides; None
             leaves it out.
-        votes: reach and tolerance in image sides of each channel of votes given to the decoder (see `kbc.voting`).
+        votes: reach and tolerance in image sides of each channel of votes given to the decoder (`kbc.matchers.voting`).
         vote_pool: votes are counted on a grid this many times coarser: they are smooth, and on a fine grid they would
             cost more than all the rest.
         vote_weight: initial weight of all votes together, in units of the cosine (learned).

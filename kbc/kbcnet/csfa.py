@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kbc.features import Grid
 from kbc.kbcnet.backbone import align
+from kbc.matchers.features import Grid
 
 
 class CSFA(nn.Module):

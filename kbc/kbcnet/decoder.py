@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kbc.kbcnet.config import ModelConfig
+from kbc.matchers.voting import mutual_agreement, votes
 from kbc.ops import CenterPivotStack
-from kbc.voting import mutual_agreement, votes
 
 _VOTE_UNIT = 20.0
 """Logits that a vote weight of one adds: a unit of cosine at the usual temperature, 0.05."""
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         Returns:
             (B, L, Ha, Wa, Hb, Wb) in the channels-last memory order. Mutual agreement is the first level's. Nearness is
             exp(−d²/2σ²), d the distance of the two cells in their frames, in sides: crops centred on the same
-            thing have it at about the same place. Votes are mutual agreement's, see `kbc.voting` and
+            thing have it at about the same place. Votes are mutual agreement's, see `kbc.matchers.voting` and
             `ModelConfig.vote_pool`.
         """
         first = levels[0]

@@ -1,245 +1,219 @@
-"""KBCNet as a matcher: images and keypoints in, keypoints and confidences out."""
+"""The network: images → features → 4D correlation → decoder. Everything with weights is here.
+
+Convention: a is the source grid, b the target grid; correlations are (B, Ha, Wa, Hb, Wb) or, with channels,
+(B, L, Ha, Wa, Hb, Wb). Cells are fractional, x then y, as `kbc.matchers.features.Grid` counts them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, Self
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from kbc.errors import InputError, must_be
-from kbc.features import FeatureMatcher, sample, soft_peak
-from kbc.files import as_path
-from kbc.geometry import Points, as_size, defined
-from kbc.images import Image
-from kbc.kbcnet.checkpoint import load_checkpoint
-from kbc.kbcnet.network import Described, Network
-from kbc.types import Match, Pair
+from kbc.kbcnet.backbone import Backbone, align
+from kbc.kbcnet.config import ModelConfig
+from kbc.kbcnet.csfa import CSFA
+from kbc.kbcnet.decoder import Decoder
+from kbc.matchers.features import Grid
 
-BUNDLED = Path(__file__).parent / "weights"
-MAX_CORRELATION = 4 * 2**30
-"""Bytes that comparing one pair may take; a larger input is refused before it fills the memory."""
-
-_BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
-"""Of a batch of pairs together. On a CPU batches of 16 took 1.5 to 2.2 times as long a pair as batches of 4."""
+Described = list[Tensor]
+"""Feature maps (B, C, h, w) on the matched grid, of unit length along C: the refined ones first, then one per layer."""
 
 
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """Where every cell of the source goes.
+class Scores(NamedTuple):
+    """What two images look like to each other.
 
     Attributes:
-        source: (h, w, 2) centres of the source's cells, x then y, pixels of the source.
-        target: (h, w, 2) where they are in the target, pixels of the target.
-        confidence: (h, w) in [0, 1].
+        plain: (B, Ha, Wa, Hb, Wb) cosine of the refined features.
+        refined: the same after the decoder; equal to `plain` without one. Same scale: divide by the temperature.
+        source, target: (B, C, h, w) the refined features, of unit length.
     """
 
-    source: npt.NDArray[np.float64]
-    target: npt.NDArray[np.float64]
-    confidence: npt.NDArray[np.float64]
-
-    def at(self, points: Points) -> Points:
-        """Bilinear answer (N, 2), pixels of the target, for any source points (N, 2); outer cells are extended."""
-        (x0, y0), (x1, y1) = self.source[0, 0], self.source[-1, -1]
-        height, width = self.confidence.shape
-        span = np.array([(x1 - x0) / max(width - 1, 1) or 1.0, (y1 - y0) / max(height - 1, 1) or 1.0])
-        cells = torch.as_tensor((np.asarray(points, dtype=np.float64) - (x0, y0)) / span)
-        maps = torch.as_tensor(self.target).permute(2, 0, 1)
-        found: Points = sample(maps, cells).T.numpy()
-        return np.where(defined(points)[:, None], found, np.nan)
+    plain: Tensor
+    refined: Tensor
+    source: Tensor
+    target: Tensor
 
 
-class KBCNet(FeatureMatcher):
-    """The reference model as a `SimilarityMatcher`; features are kept per image.
+class Network(nn.Module):
+    """Backbone, CSFA, correlation and decoder (Jin & Li, arXiv 2404.02678; details that §1 of it leaves open are ours).
 
     Args:
-        network: with its weights.
-        size: what images are stretched to, (height, width) or the side of a square; the checkpoint's own by default.
-        device: where the network runs.
-        amp: bfloat16 autocast for the features (the correlation stays in float32).
-        compile: run the feature part through torch.compile.
-        name: for messages and reports.
-        cache_bytes: bound on cached features; least recently used images are dropped first.
-
-    Raises:
-        InputError: a size that is none, below one coarsest cell, or whose correlation would not fit.
+        config: the architecture.
+        learned_coarse: the backbone's weights end before the deepest layer, which is learned instead.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        size: int | tuple[int, int] | None = None,
-        device: str | torch.device = "cpu",
-        amp: bool = False,
-        compile: bool = False,
-        name: str = "kbcnet",
-        cache_bytes: int = 512 * 2**20,
-    ) -> None:
-        size_hw = as_size(network.config.input_size if size is None else size)
-        smallest = int(network.backbone.grid(2).stride)
-        if min(size_hw) < smallest:
-            raise InputError(must_be("size", f"at least {smallest} px, one cell of the coarsest layer", size_hw))
-        self._pair_bytes = correlation_bytes(network, size_hw)
-        if self._pair_bytes > MAX_CORRELATION:
-            received = f"{size_hw}, for which it takes {self._pair_bytes / 2**30:.1f} GiB"
-            expected = f"small enough for a correlation of {MAX_CORRELATION / 2**30:.0f} GiB"
-            raise InputError(must_be("size", expected, received, "KBC gives small objects their pixels instead"))
-        self.network = network.to(device).eval()
-        self._describe: Any = torch.compile(network.describe) if compile else network.describe
-        self._amp = amp
-        super().__init__(
-            self._encode, network.grid, size_hw, name=name, device=torch.device(device), cache_bytes=cache_bytes
-        )
-        self.max_batch = 32
+    def __init__(self, config: ModelConfig, *, learned_coarse: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config, learned_coarse=learned_coarse)
+        self.csfa: CSFA | None = None
+        if config.csfa:
+            self.csfa = CSFA(self.backbone.channels, self.width, config.csfa_dim, config.csfa_heads)
+        self.decoder = Decoder(config, self.parts) if config.decoder else None
+        self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
 
-    def with_votes(self) -> Self:
-        """Itself: its decoder has them (`ModelConfig.votes`)."""
-        return self
+    @property
+    def temperature(self) -> Tensor:
+        """Of the softmax over the target's cells, scalar; kept within [0.005, 0.5]."""
+        return self.log_temperature.exp().clamp(0.005, 0.5)
 
-    def match(self, pairs: Sequence[Pair]) -> list[Match]:
-        """The soft peak of each keypoint's refined similarity.
+    @property
+    def grid(self) -> Grid:
+        """Where the matched cells lie in the input."""
+        return self.backbone.grid(1)
 
-        The score is the share of the softmax that lies within `reach` cells of the peak, in [0, 1].
+    @property
+    def parts(self) -> int:
+        """How many maps `describe` gives."""
+        layers = len(self.config.hypercolumn)
+        return 1 + (layers if layers > 1 else 0)
+
+    @property
+    def width(self) -> int:
+        """Channels of the refined features."""
+        widths = dict(zip(self.config.layers, self.backbone.channels, strict=True))
+        return sum(widths[layer] for layer in self.config.hypercolumn)
+
+    def split(self, maps: Tensor) -> Described:
+        """`describe`'s maps from their concatenation along the channels."""
+        widths = dict(zip(self.config.layers, self.backbone.channels, strict=True))
+        layers = [widths[layer] for layer in self.config.hypercolumn]
+        return list(torch.split_with_sizes(maps, [sum(layers), *layers] if len(layers) > 1 else layers, dim=1))
+
+    def describe(self, images: Tensor) -> Described:
+        """(B, 3, H, W) RGB, ImageNet-normalised → the features that are compared.
+
+        Raises:
+            InputError: not (B, 3, H, W), smaller than one coarsest cell, or not on the network's device.
         """
-        reach, temperature = self.network.config.reach, float(self.network.temperature.detach())
-        matches = []
-        with torch.inference_mode():
-            for pair, rows in zip(pairs, self._rows(pairs), strict=True):
-                cells, score = peaks(rows, reach, temperature)
-                inside = self.grid.to_pixels(cells).double().cpu().numpy()
-                matches.append(Match(self._frame(pair.target).to_image(inside), score.double().cpu().numpy()))
-        return matches
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise InputError(must_be("images", "(B, 3, H, W)", tuple(images.shape)))
+        if images.device != self.log_temperature.device:
+            here = self.log_temperature.device
+            raise InputError(must_be("images", f"on the network's device ({here})", images.device, "move one of them"))
+        return self.align_scales(self.backbone.raw(images))
 
-    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
-        """Per pair (N, h, w): refined similarity of each keypoint with cells that cover the whole target."""
-        with torch.inference_mode():
-            return [self._on_regular_cells(values).cpu().numpy() for values in self._rows(pairs)]
+    def align_scales(self, raw: list[Tensor]) -> Described:
+        """`describe` from the backbone's own maps (`Backbone.raw`), which may have been kept."""
+        maps = self.backbone.complete(raw)
+        size_hw = (maps[1].shape[-2], maps[1].shape[-1])
+        grids = [self.backbone.grid(level) for level in range(3)]
+        layers = []
+        for layer in self.config.hypercolumn:
+            level = self.config.layers.index(layer)
+            here = maps[level] if level == 1 else align(maps[level], grids[level], grids[1], size_hw)
+            layers.append(functional.normalize(here.float(), dim=1))
+        features = torch.cat(layers, dim=1) / len(layers) ** 0.5
+        if self.csfa is not None:
+            features = self.csfa(features, maps, grids)
+        refined = functional.normalize(features.float(), dim=1)
+        return [refined, *layers] if len(layers) > 1 else [refined]
 
-    def flow(self, pairs: Sequence[Pair]) -> list[Flow]:
-        """The dense answer: every cell of the source, whatever the pairs' keypoints."""
-        flows = []
-        reach, temperature = self.network.config.reach, float(self.network.temperature.detach())
-        for pair in pairs:
-            source, target = (self._described([image]) for image in (pair.source, pair.target))
-            with torch.inference_mode():
-                plain, channels = self.network.compare(source, target)
-                refined = self.network.refine(plain, channels)[0]
-                height, width = refined.shape[:2]
-                cells, score = peaks(refined.flatten(0, 1), reach, temperature)
-            y, x = np.mgrid[:height, :width].astype(np.float64)
-            centres = self.grid.to_pixels(torch.as_tensor(np.stack([x, y], axis=-1).reshape(-1, 2))).numpy()
-            found = self.grid.to_pixels(cells).double().cpu().numpy()
-            flows.append(
-                Flow(
-                    self._frame(pair.source).to_image(centres).reshape(height, width, 2),
-                    self._frame(pair.target).to_image(found).reshape(height, width, 2),
-                    score.double().cpu().numpy().reshape(height, width),
-                )
-            )
-        return flows
+    def compare(self, source: Described, target: Described) -> tuple[Tensor, Tensor]:
+        """Correlation of two images' features.
 
-    def _encode(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._amp):
-            return torch.cat(self._describe(images), dim=1)
+        Returns:
+            the cosine of the refined features (B, Ha, Wa, Hb, Wb), and what the decoder reads (B, L, Ha, Wa, Hb, Wb).
 
-    def _described(self, images: Sequence[Image]) -> Described:
-        """Features of several images, stacked; `features` made the parts together of unit length."""
-        maps = torch.stack(self.features(images))
-        return self.network.split(maps * self.network.parts**0.5)
+        Raises:
+            InputError: the two sides are on different devices.
+        """
+        if source[0].device != target[0].device:
+            raise InputError(must_be("target", f"on the source's device ({source[0].device})", target[0].device))
+        levels = [self.cosine(a, b) for a, b in zip(source, target, strict=True)]
+        if self.decoder is None:
+            return levels[0], levels[0][:, None]
+        return levels[0], self.decoder.channels(levels, self.temperature)
 
-    def _refined(self, maps: Tensor) -> Tensor:
-        """The part (C, h, w) of one image's features that CSFA refined, of unit length."""
-        return functional.normalize(self.network.split(maps[None])[0][0], dim=0)
+    def forward(self, source: Tensor | list[Tensor], target: Tensor | list[Tensor], decode: bool = True) -> Scores:
+        """Scores of all pairs of cells.
 
-    def _rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        """Per pair (N, h, w) refined similarity; NaN where the keypoint is undefined."""
-        rows: list[Tensor] = []
-        size = max(_BATCH_BYTES.get(torch.device(self._device).type, 0) // self._pair_bytes, 1)
-        with torch.inference_mode():
-            for start in range(0, len(pairs), size):
-                part = pairs[start : start + size]
-                cells = self._source_cells(part)
-                source = self._described([pair.source for pair in part])
-                target = self._described([pair.target for pair in part])
-                found = self.network.query(source, target, cells)
-                found = torch.where(cells.isnan().any(-1)[:, :, None, None], torch.nan, found)
-                rows += [values[: len(pair.keypoints)] for values, pair in zip(found, part, strict=True)]
-        return rows
+        Args:
+            source, target: (B, 3, H, W) RGB, ImageNet-normalised, or the maps of `Backbone.raw`.
+            decode: run the decoder.
+        """
+        described = [
+            self.describe(side) if isinstance(side, Tensor) else self.align_scales(side) for side in (source, target)
+        ]
+        source_maps, target_maps = described
+        if decode:
+            plain, channels = self.compare(source_maps, target_maps)
+            return Scores(plain, self.refine(plain, channels), source_maps[0], target_maps[0])
+        plain = self.cosine(source_maps[0], target_maps[0])
+        return Scores(plain, plain, source_maps[0], target_maps[0])
 
-    def _source_cells(self, pairs: Sequence[Pair]) -> Tensor:
-        """(B, K, 2), filled up with NaN."""
-        cells = torch.full((len(pairs), max(len(pair.keypoints) for pair in pairs), 2), torch.nan)
-        for row, pair in zip(cells, pairs, strict=True):
-            inside = self._frame(pair.source).to_window(pair.keypoints)
-            row[: len(inside)] = self.grid.to_cells(torch.as_tensor(inside)).float()
-        return cells.to(self.network.log_temperature.device)
+    @staticmethod
+    def cosine(source: Tensor, target: Tensor) -> Tensor:
+        """Of two maps (B, C, h, w) of unit length: (B, Ha, Wa, Hb, Wb), float32 (a cosine in bf16 has two digits)."""
+        with torch.autocast(source.device.type, enabled=False):
+            return torch.einsum("bcij,bckl->bijkl", source.float(), target.float())
 
+    def refine(self, plain: Tensor, channels: Tensor) -> Tensor:
+        """The refined scores of all pairs of cells from what `compare` gives."""
+        if self.decoder is None:
+            return plain
+        correction: Tensor = self.decoder(channels)
+        return plain + self.temperature * correction
 
-def peaks(rows: Tensor, reach: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sub-cell peaks of (N, h, w): cells (N, 2), x then y, and the softmax's share within `reach` cells of the top."""
-    cells, _ = soft_peak(rows, reach, temperature)
-    if len(rows) == 0:
-        return cells, rows.new_zeros(0)
-    known = rows.nan_to_num(0.0)
-    chance = (known.flatten(1) / temperature).softmax(1).view_as(rows)
-    side = 2 * reach + 1
-    mass = functional.avg_pool2d(chance[:, None], side, 1, reach, divisor_override=1)[:, 0]
-    score = mass.flatten(1).gather(1, known.flatten(1).argmax(1, keepdim=True))[:, 0]
-    return cells, torch.where(rows.flatten(1).isnan().any(1), torch.nan, score)
+    def query(self, source: Described, target: Described, cells: Tensor) -> Tensor:
+        """Refined scores of some source points only: `rows_at(forward(…).refined, cells)` but for rounding.
 
+        The correlation is computed whole; the decoder as far as the points need it (see `CenterPivotStack.query_rows`).
 
-def correlation_bytes(network: Network, size_hw: tuple[int, int]) -> int:
-    """Most memory that comparing one pair takes at once, without its features and what the network keeps, bytes."""
-    stride = int(network.grid.stride)
-    cells = -(-size_hw[0] // stride) * -(-size_hw[1] // stride)
-    levels, config = network.parts, network.config
-    peaks = 5  # of the dense answer: the scores, their softmax and what leads to it
-    if network.decoder is None:
-        return 4 * cells**2 * max(levels, peaks)
-    read = network.decoder.inputs
-    # Votes are counted by displacement, four times as many, of which three arrays are held, on a grid of their own.
-    voting = 2 * levels + 1 + len(config.votes) + (3 * 4 + 2) / config.vote_pool**4 if config.votes else 0
-    stacking = levels + 2 * read  # cosines, channels one by one, channels together
-    layer = 1.1 * max(map(sum, pairwise([read, *config.decoder, 1])))  # what it reads, with a border, and gives
-    return int(4 * cells**2 * max(voting, stacking, 1 + read + max(layer, peaks)))
+        Args:
+            source, target: of `describe`.
+            cells: (B, K, 2) fractional source cells, x then y.
+
+        Returns:
+            (B, K, Hb, Wb).
+        """
+        plain, channels = self.compare(source, target)
+        rows = rows_at(plain, cells)
+        if self.decoder is None or cells.shape[1] == 0:
+            return rows
+        index, weight = corners(cells, (plain.shape[1], plain.shape[2]))
+        corrections = self.decoder.rows(channels, index.flatten(1)).view(*index.shape, *plain.shape[3:])
+        return rows + self.temperature * (corrections * weight[..., None, None]).sum(2)
 
 
-def load(
-    *,
-    weights: str | Path = "tiny",
-    backbone_weights: str | Path | None = None,
-    size: int | tuple[int, int] | None = None,
-    device: str | torch.device = "cpu",
-    amp: bool = False,
-    compile: bool = False,
-    cache_bytes: int = 512 * 2**20,
-) -> KBCNet:
-    """A KBCNet from a checkpoint: what `kbc.load_matcher("kbcnet", …)` calls.
+def corners(cells: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The four cells around fractional ones, for bilinear sampling; edges are repeated.
 
     Args:
-        weights: "tiny", the checkpoint that comes with kbc (trained from procedural scenes only), or the path of one
-            that `kbc train kbcnet` wrote.
-        backbone_weights: weights of the ResNet, for checkpoints that were trained on a frozen one.
-        size: what images are stretched to, (height, width) or the side of a square; the checkpoint's own by default.
-        device: where the network runs.
-        amp: bfloat16 autocast for the features (the correlation stays in float32).
-        compile: run the feature part through torch.compile.
-        cache_bytes: bound on cached features; least recently used images are dropped first.
+        cells: (…, 2) x then y. NaN counts as cell 0: mask it afterwards.
+        grid_hw: (height, width) of the grid.
 
-    Raises:
-        InputError, DataError: no such checkpoint, damaged or incomplete, or backbone weights that do not fit.
+    Returns:
+        index (…, 4) int64, row-major; weight (…, 4), summing to one.
     """
-    bundled = BUNDLED / f"kbcnet-{weights}.safetensors"
-    path = bundled if str(weights) == "tiny" else as_path(weights, "weights")
-    network, _ = load_checkpoint(path, backbone_weights)
-    stem = path.stem if path.suffix in (".safetensors", ".json") else path.name
-    name = stem if stem.startswith("kbcnet") else f"kbcnet-{stem}"
-    return KBCNet(network, size=size, device=device, amp=amp, compile=compile, name=name, cache_bytes=cache_bytes)
+    size = cells.new_tensor([grid_hw[1] - 1, grid_hw[0] - 1])
+    inside = torch.minimum(cells.nan_to_num(0.0).clamp_min(0.0), size)
+    low = inside.floor()
+    part = inside - low
+    high = torch.minimum(low + 1, size)
+    x, y = torch.stack([low[..., 0], high[..., 0]], -1), torch.stack([low[..., 1], high[..., 1]], -1)
+    wx, wy = torch.stack([1 - part[..., 0], part[..., 0]], -1), torch.stack([1 - part[..., 1], part[..., 1]], -1)
+    index = (y[..., :, None] * grid_hw[1] + x[..., None, :]).flatten(-2).long()
+    return index, (wy[..., :, None] * wx[..., None, :]).flatten(-2)
+
+
+def rows_at(scores: Tensor, cells: Tensor) -> Tensor:
+    """Rows of a correlation at fractional source cells.
+
+    Args:
+        scores: (B, Ha, Wa, Hb, Wb).
+        cells: (B, K, 2) x then y on the a-grid.
+
+    Returns:
+        (B, K, Hb, Wb), bilinear in the a-grid.
+    """
+    batch, height, width, *grid_b = scores.shape
+    index, weight = corners(cells, (height, width))
+    flat = scores.flatten(1, 2).flatten(2)
+    rows = flat[torch.arange(batch, device=flat.device)[:, None, None], index]  # (B, K, 4, Nb)
+    found: Tensor = (rows * weight[..., None].to(rows.dtype)).sum(dim=2)
+    return found.view(*found.shape[:2], *grid_b)

@@ -15,7 +15,7 @@ from adapter_layers import NAMES, Layer, example, many_points, shifted
 import kbc
 from kbc.errors import DataError, InputError
 from kbc.geometry import cell_centres
-from kbc.matcher import SimilarityMatcher, run_matcher
+from kbc.matchers.protocol import SimilarityMatcher, run_matcher
 from kbc.types import Pair
 
 SIZES = {"chm": (240, 240), "dhpf": (120, 120), "cats": (256, 256), "mmnet": (224, 320), "scot": (224, 300)}

@@ -66,7 +66,7 @@ def test_the_page_registers_by_entry_point(page: Path, monkeypatch: pytest.Monke
     (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
     ((name, value),) = tomllib.loads(toml)["project"]["entry-points"]["kbc.matchers"].items()
     point = EntryPoint(name, value, "kbc.matchers")
-    monkeypatch.setattr("kbc.registry._found", lambda: {name: point})
+    monkeypatch.setattr("kbc.matchers.registry._found", lambda: {name: point})
     torch.save({"conv.weight": torch.randn(64, 3, 16, 16)}, page / "toy.pth")
     assert kbc.load_matcher("toy", checkout="toy", checkpoint="toy.pth").name == "toy"
     with pytest.raises(InputError, match="'checkpoint'"):

@@ -17,9 +17,9 @@ from test_sandbox import untouched
 
 import kbc
 from kbc.errors import InputError, MatcherError, MissingDependencyError
-from kbc.features import FeatureMatcher
 from kbc.geometry import cell_centres
-from kbc.matcher import SimilarityMatcher
+from kbc.matchers.features import FeatureMatcher
+from kbc.matchers.protocol import SimilarityMatcher
 from kbc.types import Pair
 
 transformers = pytest.importorskip("transformers", reason="needs the extra: pip install kbc[dino]")

@@ -9,7 +9,7 @@ from pathlib import Path
 import layouts  # type: ignore[import-not-found]
 import pytest
 
-from kbc.data import command
+from kbc.cli import data as command
 from kbc.errors import DataError, InputError
 
 

@@ -143,7 +143,7 @@ def test_coco_forms_pairs_within_a_category_and_never_within_a_picture(tmp_path:
 
 
 def test_scenes_are_a_dataset() -> None:
-    pytest.importorskip("kbc.data.scenes")
+    pytest.importorskip("kbc.data.scenes.render")
     dataset = open_dataset("scenes", count=3, seed=5, size_hw=(120, 160))
     again = open_dataset("scenes", count=3, seed=5, size_hw=(120, 160))
     assert [record.id for record in dataset] == ["5", "6", "7"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from kbc.cli import eval as command
 from kbc.errors import InputError
-from kbc.evaluation import command
 from kbc.evaluation.markdown import render
 from kbc.evaluation.outcomes import Outcome
 from kbc.evaluation.pck import Protocol

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import kbc
-from kbc.builtin import resnet18
 from kbc.data import Dataset, open_dataset
 from kbc.evaluation.outcomes import points
 from kbc.evaluation.runner import evaluate
-from kbc.features import FeatureMatcher
+from kbc.matchers.builtin import resnet18
+from kbc.matchers.features import FeatureMatcher
 
 
 @pytest.fixture(scope="module")

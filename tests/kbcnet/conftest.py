@@ -8,7 +8,7 @@ import torch
 from kbcnet_helpers import shaken, small_config
 
 from kbc.kbcnet.checkpoint import empty_network, save_checkpoint
-from kbc.kbcnet.network import Network
+from kbc.kbcnet.model import Network
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from kbc.kbcnet.config import ModelConfig
-from kbc.kbcnet.network import Network
-from kbc.kbcnet.recipe import Recipe
+from kbc.kbcnet.model import Network
+from kbc.kbcnet.training.recipe import Recipe
 
 SMALL: dict[str, Any] = {
     "backbone": "tiny",

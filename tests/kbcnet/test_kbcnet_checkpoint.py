@@ -13,10 +13,10 @@ from kbcnet_helpers import shaken, small_config
 
 from kbc.errors import DataError, InputError
 from kbc.kbcnet.checkpoint import backbone_digest, empty_network, load_checkpoint, put_backbone, save_checkpoint
-from kbc.kbcnet.model import BUNDLED, load
-from kbc.kbcnet.network import Network
-from kbc.kbcnet.recipe import read_recipe
-from kbc.resnet import ResNet
+from kbc.kbcnet.matcher import BUNDLED, load
+from kbc.kbcnet.model import Network
+from kbc.kbcnet.training.recipe import read_recipe
+from kbc.matchers.resnet import ResNet
 from kbc.weights import load_safetensors, save_safetensors
 
 
@@ -155,7 +155,7 @@ def test_the_bundled_checkpoint_is_small_and_needs_no_safetensors(monkeypatch: p
 
 
 def test_the_bundled_checkpoint_matches_close_ups_it_has_not_seen() -> None:
-    from kbc.data.scenes import scene_pair
+    from kbc.data.scenes.render import scene_pair
 
     matcher = load()
     right = []

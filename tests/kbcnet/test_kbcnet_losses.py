@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from kbc.kbcnet.losses import cell_loss, end_point_loss, pair_mean
+from kbc.kbcnet.training.objective import cell_loss, end_point_loss, pair_mean
 
 KNOWN = torch.ones(1, 1, dtype=torch.bool)
 ONE = torch.tensor(1.0)

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from kbc.resnet import ResNet
+from kbc.matchers.resnet import ResNet
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "kbcnet" / "measure.py"
 

@@ -14,14 +14,14 @@ import pytest
 import torch
 from kbcnet_helpers import shaken, small_config, turnable
 
-from kbc.data.scenes import scene_pair
+from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError
 from kbc.kbcnet import KBCNet, load
 from kbc.kbcnet.checkpoint import empty_network
-from kbc.kbcnet.model import correlation_bytes, peaks
-from kbc.kbcnet.network import Network
-from kbc.kbcnet.recipe import read_recipe
-from kbc.matcher import SimilarityMatcher, run_matcher
+from kbc.kbcnet.matcher import correlation_bytes, peaks
+from kbc.kbcnet.model import Network
+from kbc.kbcnet.training.recipe import read_recipe
+from kbc.matchers.protocol import SimilarityMatcher, run_matcher
 from kbc.types import Pair
 
 

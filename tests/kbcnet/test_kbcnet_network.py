@@ -10,13 +10,13 @@ from kbcnet_helpers import shaken, small_config, turnable
 from torch.nn import functional
 
 from kbc.errors import InputError
-from kbc.features import Grid
 from kbc.kbcnet.backbone import Backbone, align, oriented_edges
 from kbc.kbcnet.checkpoint import empty_network
 from kbc.kbcnet.csfa import CSFA, _position_code
 from kbc.kbcnet.decoder import nearness, pooled, unpooled
-from kbc.kbcnet.network import Network, corners, rows_at
-from kbc.resnet import ResNet
+from kbc.kbcnet.model import Network, corners, rows_at
+from kbc.matchers.features import Grid
+from kbc.matchers.resnet import ResNet
 
 
 def images(count: int = 2, size: tuple[int, int] = (64, 64), seed: int = 0) -> torch.Tensor:

@@ -13,7 +13,7 @@ from kbcnet_helpers import blob_image, centroid
 
 from kbc.errors import DataError, InputError
 from kbc.geometry import Window
-from kbc.kbcnet.samples import (
+from kbc.kbcnet.training.sources import (
     HELD_OUT,
     MAX_POINTS,
     PhotosData,

@@ -15,13 +15,22 @@ import pytest
 import torch
 from kbcnet_helpers import SMALL, small_config, small_recipe
 
+from kbc.cli import train as command
 from kbc.errors import DataError, InputError
-from kbc.kbcnet import command
 from kbc.kbcnet.checkpoint import empty_network, load_checkpoint
-from kbc.kbcnet.pool import _digest
-from kbc.kbcnet.recipe import CONFIGS, Recipe, read_recipe
-from kbc.kbcnet.training import HELD_OUT, Mixture, Options, TrainingError, _Run, indices_of, learning_rate, train
-from kbc.resnet import ResNet
+from kbc.kbcnet.training.pool import _digest
+from kbc.kbcnet.training.recipe import CONFIGS, Recipe, read_recipe
+from kbc.kbcnet.training.trainer import (
+    HELD_OUT,
+    Mixture,
+    Options,
+    TrainingError,
+    _Run,
+    indices_of,
+    learning_rate,
+    train,
+)
+from kbc.matchers.resnet import ResNet
 from kbc.weights import load_metadata, load_safetensors
 
 TRAIN = ["-m", "kbc", "train", "kbcnet"]
@@ -186,8 +195,8 @@ def test_processes_that_do_not_share_the_folder_go_on_together(tmp_path: Path) -
     script = tmp_path / "train.py"
     script.write_text(
         "import os, pathlib, torch\n"
-        "from kbc.kbcnet.recipe import read_recipe\n"
-        "from kbc.kbcnet.training import Options, train\n"
+        "from kbc.kbcnet.training.recipe import read_recipe\n"
+        "from kbc.kbcnet.training.trainer import Options, train\n"
         "here = pathlib.Path(__file__).parent\n"
         "torch.set_num_threads(1)\n"
         "out = here / f\"rank{os.environ['RANK']}\"\n"
@@ -207,7 +216,7 @@ def test_each_process_takes_its_own_gpu_before_they_meet(monkeypatch: pytest.Mon
     done: list[object] = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("kbc.kbcnet.training.usable_device", torch.device)
+    monkeypatch.setattr("kbc.kbcnet.training.trainer.usable_device", torch.device)
     monkeypatch.setattr(torch.cuda, "set_device", done.append)
 
     def met(backend: str) -> None:
@@ -266,7 +275,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     recipe = small_recipe(validate_pairs=0)
     train(recipe, options(tmp_path, stop_after=2))
     before = (tmp_path / "last.safetensors").read_bytes()
-    monkeypatch.setattr("kbc.kbcnet.training.cell_loss", lambda rows, *_: rows.sum() * float("nan"))
+    monkeypatch.setattr("kbc.kbcnet.training.trainer.cell_loss", lambda rows, *_: rows.sum() * float("nan"))
     with pytest.raises(TrainingError, match="step 2"):
         train(recipe, options(tmp_path))
     assert (tmp_path / "last.safetensors").read_bytes() == before

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kbc.cli import bench
 from kbc.errors import InputError
-from kbc.ops import bench
 
 
 def test_verdicts() -> None:

@@ -1,0 +1,228 @@
+"""The command `kbc`: a table of commands, each a module that is imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol, cast
+
+from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
+
+FAILED, WRONG_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
+
+EXIT_CODES = {
+    "0": "done",
+    "1": "failed: a matcher raised or gave no answer, a file could not be written, a check found faults",
+    "2": "wrong input: an option, a file or a value; the message says which and what it must be",
+    "3": "an optional package is missing; the message gives the line to run",
+    "130": "interrupted (Ctrl-C); no output file is left half-written",
+    "141": "whoever read the output went away (kbc … | head)",
+}
+
+
+class CommandModule(Protocol):
+    """What a command's module offers. `configure` may set an epilog: what stands above the examples."""
+
+    HELP: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the exit code."""
+        ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the table: where the command lives, one line about it, and examples for its --help."""
+
+    module: str
+    summary: str
+    examples: tuple[str, ...]
+
+    def load(self) -> CommandModule:
+        """Import the command's module."""
+        return cast(CommandModule, importlib.import_module(self.module))
+
+
+COMMANDS = {
+    "demo": Command(
+        "kbc.cli.demo",
+        "match drawn small-object scenes with and without KBC; no download",
+        ("kbc demo", "kbc demo --pairs 40 --matcher hog --out demo", "kbc demo --json - --quiet"),
+    ),
+    "match": Command(
+        "kbc.cli.match",
+        "match the points of one photograph in another",
+        (
+            'kbc match a.jpg b.jpg --points "120,80 134,92" --plot out.png',
+            "kbc match a.jpg b.jpg --points points.csv --matcher resnet18 --option weights=resnet18.pth",
+            'kbc match a.jpg b.jpg --points "120,80" --target-box 300,200,420,330 --json -',
+            'kbc match a.jpg b.jpg --points "120,80" --no-kbc',
+        ),
+    ),
+    "matchers": Command(
+        "kbc.cli.matchers", "list the matchers and their options", ("kbc matchers", "kbc matchers hog")
+    ),
+    "eval": Command(
+        "kbc.cli.eval",
+        "measure a matcher with and without KBC on a data set",
+        (
+            "kbc eval --data pfwillow --root data/pf-willow --matcher hog --limit 100",
+            "kbc eval --data coco --root mine --matcher resnet18 --option weights=resnet18.pth --strict --out runs/a",
+            "kbc eval --suite data --matcher hog --localizer best --budget balanced",
+        ),
+    ),
+    "data": Command(
+        "kbc.cli.data",
+        "check a data set on disk, or say where data sets come from",
+        ("kbc data sources", "kbc data check data/pf-willow"),
+    ),
+    "train": Command("kbc.cli.train", "train KBCNet", ("kbc train kbcnet --config kbcnet-tiny --out runs/tiny",)),
+    "bench": Command("kbc.cli.bench", "time the 4D convolutions on this machine", ("kbc bench conv4d",)),
+    "ui": Command(
+        "kbc.cli.ui",
+        "a page to click points on",
+        ("kbc ui", "kbc ui --port 8080 --option weights=resnet18.pth --matcher resnet18"),
+    ),
+    "env": Command("kbc.cli.env", "what is installed here, for bug reports", ("kbc env", "kbc env --json -")),
+    "completion": Command(
+        "kbc.cli.completion",
+        "print a shell's completion script",
+        (
+            "kbc completion bash > ~/.local/share/bash-completion/completions/kbc",
+            "kbc completion zsh > ~/.zfunc/_kbc",
+            "kbc completion fish > ~/.config/fish/completions/kbc.fish",
+        ),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `kbc` with these arguments (by default the process's) and give its exit code.
+
+    Errors that kbc raises on purpose become one line on standard error; others keep their traceback.
+    """
+    given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        name = overview().parse_args(given[:1]).command
+        module = COMMANDS[name].load()
+        args = command_parser(name, module).parse_args(given[1:])
+        args.words = given  # as it was asked, for reports that name their command
+        code = module.run(args)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse, after --help
+        return int(stop.code or 0)
+    except MissingDependencyError as error:
+        return _complain(error, MISSING)
+    except KBCError as error:
+        return _complain(error, WRONG_INPUT if isinstance(error, ValueError) else FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `kbc … | head`: nobody reads on, and the interpreter must not complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except OSError as error:
+        return _complain(error, FAILED)
+
+
+def overview() -> argparse.ArgumentParser:
+    """The parser of `kbc` itself: which command. Building it imports no command."""
+    commands = two_columns([(name, command.summary) for name, command in COMMANDS.items()], 2)
+    examples = "\n".join(f"  {COMMANDS[name].examples[0]}" for name in ("demo", "match", "env"))
+    parser = Parser(
+        prog="kbc",
+        usage="kbc COMMAND [OPTION …]",
+        description="Better keypoints on small objects, around any semantic matcher.",
+        epilog=f"commands:\n{commands}\n\n`kbc COMMAND --help` shows a command's options and examples.\n\n"
+        f"examples:\n{examples}\n\n{_exit_codes()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    return parser
+
+
+def command_parser(name: str, module: CommandModule) -> argparse.ArgumentParser:
+    """The parser of one command, with its examples and the exit codes at the end of its help."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=f"kbc {name}", description=fitted(module.HELP), formatter_class=form)
+    module.configure(parser)
+    examples = "examples:\n" + "\n".join(f"  {example}" for example in COMMANDS[name].examples)
+    parser.epilog = "\n\n".join(filter(None, (parser.epilog, examples, _exit_codes())))
+    return parser
+
+
+def _exit_codes() -> str:
+    return "exit codes:\n" + two_columns(list(EXIT_CODES.items()), 2)
+
+
+def fitted(text: str, indent: int = 0, hanging: int | None = None) -> str:
+    """A paragraph broken at the terminal's width, indented; its further lines by `hanging` when that is given."""
+    first, others = " " * indent, " " * (indent if hanging is None else hanging)
+    wrap = textwrap.TextWrapper(max(shutil.get_terminal_size().columns, 40), first, others)
+    wrap.break_long_words = wrap.break_on_hyphens = False
+    return wrap.fill(text)
+
+
+def two_columns(rows: Sequence[tuple[str, str]], indent: int = 0) -> str:
+    """Names on the left, what is said of each on the right, broken at the terminal's width."""
+    second = indent + 2 + max((len(name) for name, _ in rows), default=0)
+    return "\n".join(fitted(name.ljust(second - indent) + text, indent, second).rstrip() for name, text in rows)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that complains as the rest of kbc does: what it must be, what was received, what to do."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found as an `InputError`."""
+        raise InputError(f"{self._reworded(message)}; see `{self.prog} --help`")
+
+    def _reworded(self, message: str) -> str:
+        from kbc.matchers.registry import nearest
+
+        if found := re.search(r"^argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+            argument, received, known = found.groups()
+            choices = [choice.strip(" '") for choice in known.split(",")]
+            hint = nearest(received, choices)
+            near = hint if hint.startswith("did you mean") else ""
+            return must_be(argument, f"one of {', '.join(choices)}", repr(received), near)
+        if found := re.search(r"^argument (\S+): invalid (int|float) value: (.*)", message):
+            return must_be(found[1], "a whole number" if found[2] == "int" else "a number", found[3])
+        if found := re.search(r"^argument (\S+): expected (one|at least one) argument", message):
+            hint = f"a value that begins with - is given as {found[1].split('/')[-1]}=-5,10"
+            return must_be(found[1], "followed by a value", "none", hint)
+        if found := re.search(r"^the following arguments are required: (.*)", message):
+            return must_be(found[1], "given", "nothing")
+        if found := re.search(r"^unrecognized arguments: (.*)", message):
+            hint = nearest(found[1].split()[0], self._option_string_actions)
+            return must_be("OPTION", f"one that {self.prog} has", repr(found[1]), hint)
+        return message
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"kbc {version('kbc')}")
+        parser.exit()
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"kbc: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,246 @@
+"""`kbc demo`: drawn scenes with small objects, matched with and without KBC. Needs no download."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kbc.cli import fitted
+from kbc.cli.options import add_kbc_options, kbc_options, key_values
+from kbc.data.records import counted
+from kbc.data.scenes.render import ScenePair, categories, scene_pair
+from kbc.errors import InputError, KBCError, must_be
+from kbc.evaluation.pck import PCK, PCKResult, Protocol, correct
+from kbc.files import output_file, output_folder, write_json
+from kbc.types import Match, MatchResult
+
+HELP = """Draw pairs of scenes with small articulated figures in clutter, match them with and without KBC, print the
+PCK table, and write demo.png (pairs from the largest gain to the smallest) and demo.json. Needs no download."""
+
+AUTO = "auto"
+SHOWN = 5
+VARIATION = 0.3
+PROTOCOL = Protocol(alphas=(0.05, 0.1, 0.15), threshold="bbox")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One matcher on the demo's scenes.
+
+    Attributes:
+        matcher: its name.
+        results: one per pair; `coarse` is the answer without KBC.
+        without, with_kbc: PCK of both.
+        seconds: wall time of all pairs, KBC included.
+    """
+
+    matcher: str
+    results: tuple[MatchResult, ...]
+    without: PCKResult
+    with_kbc: PCKResult
+    seconds: float
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `kbc demo`."""
+    parser.add_argument("--pairs", type=int, default=12, metavar="N", help="how many pairs (default: 12)")
+    parser.add_argument("--seed", type=int, default=0, help="the first pair's seed (default: 0)")
+    parser.add_argument("--variation", type=float, default=VARIATION, metavar="SHARE",
+                        help="how unlike the two figures of a pair are, 0 … 1; from 0.5 on, weightless matchers are "
+                        f"lost and figures face either way (default: {VARIATION})")  # fmt: skip
+    parser.add_argument("--matcher", default=AUTO, metavar="NAME",
+                        help="see `kbc matchers`; by default every bundled one that needs no download")  # fmt: skip
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the matcher")
+    add_kbc_options(parser)
+    parser.add_argument("--out", default=".", metavar="FOLDER", help="where demo.png and demo.json go (default: here)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here too; - for standard output")
+    parser.add_argument("--no-plot", action="store_true", help="leave demo.png out (it needs matplotlib)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Match, print the table, write the files."""
+    if args.pairs < 1:
+        raise InputError(must_be("--pairs", "at least 1", args.pairs))
+    folder = output_folder(args.out, "--out")
+    if args.json and args.json != "-":
+        output_file(args.json, "--json")
+    scenes = draw_scenes(args.pairs, args.seed, args.variation)
+    settings = {"budget": "thorough"} | kbc_options(args)
+    outcomes = [
+        play(name, scenes, options, settings, None if args.quiet else bar(name))
+        for name, options in contestants(args.matcher, key_values(args.option))
+    ]
+    best = max(outcomes, key=lambda outcome: outcome.with_kbc.per_point[0.1])
+    report = to_dict(outcomes, best, scenes, args)
+    write_json(report, folder / "demo.json")
+    written = [folder / "demo.json"]
+    if not args.no_plot:
+        written.insert(0, draw(best, scenes, folder / "demo.png"))
+    if args.json:
+        write_json(report, args.json)
+    if args.json != "-":
+        print(table(outcomes, len(scenes)))
+        print(fitted("written: " + ", ".join(map(str, written)), 0, 2))
+    return 0
+
+
+def draw_scenes(pairs: int, seed: int, variation: float) -> list[ScenePair]:
+    """The demo's pairs: categories in turn; alike figures (variation below 0.5) face the same way."""
+    names = categories()
+    alike: dict[str, Any] = {"turn": 5.0, "mirror": 0.0} if variation < 0.5 else {}
+    return [scene_pair(seed + i, category=names[i % len(names)], variation=variation, **alike) for i in range(pairs)]
+
+
+def contestants(name: str, options: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Which matchers the demo shows: the named one, or the weightless one and the bundled network when it is there."""
+    if name != AUTO:
+        return [(name, options)]
+    if options:
+        raise InputError(must_be("--option", "given together with --matcher", sorted(options)))
+    from kbc.matchers.registry import available_matchers
+
+    bundled = [("kbcnet", options)] if "kbcnet" in available_matchers() and _is_bundled() else []
+    return [("hog", options), *bundled]
+
+
+def play(
+    name: str,
+    scenes: Sequence[ScenePair],
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    progress: Progress | None = None,
+) -> Outcome:
+    """One matcher on all scenes, wrapped by KBC; its coarse answers are the matcher without KBC."""
+    from kbc import load_matcher, wrap
+
+    wrapped = wrap(load_matcher(name, **options), **settings)
+    start = time.perf_counter()
+    results: list[MatchResult] = []
+    for done, scene in enumerate(scenes):
+        if progress:
+            progress(done, len(scenes))
+        results += wrapped.match([scene.pair])
+    if progress:
+        progress(len(scenes), len(scenes))
+    seconds = time.perf_counter() - start
+    metrics = PCK(PROTOCOL), PCK(PROTOCOL)
+    for scene, result in zip(scenes, results, strict=True):
+        for metric, points in zip(metrics, (result.coarse, result.keypoints), strict=True):
+            metric.update(points, scene.target_keypoints, _size(scene), scene.target_box, scene.category)
+    return Outcome(name, tuple(results), metrics[0].compute(), metrics[1].compute(), seconds)
+
+
+def table(outcomes: Sequence[Outcome], pairs: int) -> str:
+    """The PCK table as text, with the protocol under it."""
+    lines = [f"{'':<26}" + "".join(f"  @{alpha:<5g}" for alpha in PROTOCOL.alphas) + "  seconds a pair"]
+    for outcome in outcomes:
+        coarse = sum(result.seconds.get("coarse", 0.0) for result in outcome.results)
+        for label, figures, seconds in (
+            ("without KBC", outcome.without, coarse),
+            ("with KBC", outcome.with_kbc, outcome.seconds),
+        ):
+            shares = "".join(f"{100 * figures.per_point[alpha]:7.1f} " for alpha in PROTOCOL.alphas)
+            lines.append(f"{outcome.matcher + ' ' + label:<26}{shares} {seconds / pairs:10.3f}")
+    points = outcomes[0].without.points
+    drawn = f"{counted(pairs, 'drawn pair')}, {counted(points, 'point')}, objects 8–25 % of the side"
+    return "\n".join([*lines, fitted(f"{PROTOCOL}; {drawn}")])
+
+
+def draw(outcome: Outcome, scenes: Sequence[ScenePair], path: Path) -> Path:
+    """demo.png: pairs from the largest gain to the smallest at even steps, so that they stand for all."""
+    from kbc import viz
+
+    shown = by_gain(outcome, scenes)
+    figure, rows = viz.comparison_axes(2, len(shown))
+    for row, index in zip(rows, shown, strict=True):
+        scene, result = scenes[index], outcome.results[index]
+        answers = {"without KBC": Match(result.coarse), "with KBC": result}
+        tolerance = 0.1 * scene.target_box.longest
+        viz.draw_comparison(scene.pair, answers, truth=scene.target_keypoints, tolerance=tolerance, row=row)
+        text = f"{scene.category}, pair {index}: right (●) within {tolerance:.0f} px of the truth (◇), wrong (×)"
+        row[0].set_title(text, fontsize=9)
+    figure.suptitle(
+        f"{outcome.matcher} without and with KBC; dashed: KBC's windows. Of {len(scenes)} pairs, from the largest "
+        "gain to the smallest at even steps", fontsize=11,
+    )  # fmt: skip
+    return viz.save(figure, path)
+
+
+def by_gain(outcome: Outcome, scenes: Sequence[ScenePair]) -> list[int]:
+    """Up to five indices of pairs: the gain in right points at its maximum, quartiles and minimum."""
+    found = [_right(scene, result) for scene, result in zip(scenes, outcome.results, strict=True)]
+    gains = [(f["right_with_kbc"] - f["right_without_kbc"]) / f["points"] for f in found]
+    order = sorted(range(len(gains)), key=lambda i: -gains[i])
+    count = min(SHOWN, len(order))
+    return [order[round(k * (len(order) - 1) / max(count - 1, 1))] for k in range(count)]
+
+
+def to_dict(
+    outcomes: Sequence[Outcome], best: Outcome, scenes: Sequence[ScenePair], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Everything demo.json holds."""
+    return {
+        "protocol": PROTOCOL.to_dict(),
+        "seed": args.seed,
+        "variation": args.variation,
+        "pairs": len(scenes),
+        "drawn": best.matcher,
+        "matchers": [
+            {
+                "matcher": outcome.matcher,
+                "pck_without_kbc": {f"{a:g}": v for a, v in outcome.without.per_point.items()},
+                "pck_with_kbc": {f"{a:g}": v for a, v in outcome.with_kbc.per_point.items()},
+                "seconds": outcome.seconds,
+                "results": [
+                    {"seed": args.seed + i, "category": scene.category, **_right(scene, result), **result.to_dict()}
+                    for i, (scene, result) in enumerate(zip(scenes, outcome.results, strict=True))
+                ],
+            }
+            for outcome in outcomes
+        ],
+    }
+
+
+def bar(name: str) -> Progress:
+    """A progress line on standard error: a bar on a terminal, one line at the end elsewhere."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            filled = "█" * (30 * done // total)
+            print(f"\r{name:<8} |{filled:<30}| {done}/{total}", end="\n" if done == total else "", file=sys.stderr)
+        elif done == total:
+            print(f"{name}: {counted(total, 'pair')} matched", file=sys.stderr)
+
+    return show
+
+
+def _right(scene: ScenePair, result: MatchResult) -> dict[str, Any]:
+    near = [
+        correct(points, scene.target_keypoints, _size(scene), scene.target_box, PROTOCOL)[:, 1].sum()
+        for points in (result.coarse, result.keypoints)
+    ]
+    return {"points": len(scene.target_keypoints), "right_without_kbc": int(near[0]), "right_with_kbc": int(near[1])}
+
+
+def _size(scene: ScenePair) -> tuple[int, int]:
+    height, width = scene.target.image.shape[:2]
+    return height, width
+
+
+def _is_bundled() -> bool:
+    """Whether the bundled network's checkpoint can be loaded here."""
+    from kbc.matchers.registry import load_matcher
+
+    try:
+        load_matcher("kbcnet")
+    except KBCError:
+        return False
+    return True

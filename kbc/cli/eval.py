@@ -1,0 +1,334 @@
+"""`kbc eval`: matchers over data sets, with and without KBC, and the report on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kbc.cli import fitted
+from kbc.cli.options import key_values
+from kbc.data import KINDS, Dataset
+from kbc.data.records import counted
+from kbc.errors import DataError, InputError, MissingDependencyError, must_be
+from kbc.evaluation.outcomes import Outcome, read_outcomes
+from kbc.evaluation.pck import Frame, Protocol, Threshold
+from kbc.evaluation.runner import (
+    OFF,
+    Plan,
+    Run,
+    Source,
+    complete,
+    execute,
+    execute_jobs,
+    execute_torchrun,
+    parse_shard,
+    torchrun_rank,
+)
+from kbc.files import write_json, written_whole
+
+HELP = "measure matchers with and without KBC, and report whether it helps"
+
+SUITE_LIMIT = 16
+LOCALIZERS = "predicted,best,given"
+_SHRINKS = (1.0, 2.0, 3.0, 5.0)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The options of `kbc eval`."""
+    data = parser.add_argument_group("what on")
+    data.add_argument("--data", choices=list(KINDS), help="kind of data set")
+    data.add_argument("--root", help="its folder, in the official layout")
+    data.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="e.g. split=val")
+    data.add_argument(
+        "--suite", metavar="DIR", help="every folder below DIR with an annotations.json, PF-WILLOW shrunk"
+    )
+    data.add_argument("--shrink", default=None, help="paste photos into f times larger ones: f, or several as 1,2,3")
+    data.add_argument("--seed", type=int, default=0, help="of the shrinking (default 0)")
+    data.add_argument(
+        "--limit", type=int, help=f"pairs per set, evenly spread (default: {SUITE_LIMIT} for a suite, all)"
+    )
+    data.add_argument(
+        "--strict", action="store_true", help="stop before the first match if anything in the data is wrong"
+    )
+    run = parser.add_argument_group("what with")
+    run.add_argument("--matcher", action="append", metavar="NAME", help="may be given several times (default hog)")
+    run.add_argument("--option", action="append", default=[], metavar="[NAME.]KEY=VALUE", help="option of the matchers")
+    run.add_argument("--size", help="input size in px, or several: KBC runs at the first, the bare matcher at each")
+    run.add_argument("--kbc", choices=("both", "on", "off"), default="both")
+    run.add_argument("--localizer", default=LOCALIZERS, help=f"several with commas (default {LOCALIZERS})")
+    run.add_argument("--budget", choices=("fast", "balanced", "thorough"))
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a field of kbc.KBCConfig"
+    )
+    how = parser.add_argument_group("how measured")
+    how.add_argument("--alpha", default="0.05,0.1,0.15", help="tolerances (default 0.05,0.1,0.15)")
+    how.add_argument("--threshold", choices=("auto", "bbox", "bbox-kp", "img", "bbox-kp-padded"), default="auto")
+    how.add_argument("--frame", default="original", help="original (default), or HxW for the stretched frame")
+    how.add_argument("--exclusive", action="store_true", help="< instead of <=")
+    out = parser.add_argument_group("where")
+    out.add_argument("--out", default="runs/eval", help="folder; a run in it is taken up again (default runs/eval)")
+    out.add_argument("--jobs", type=int, default=1, help="processes on this machine (default 1)")
+    out.add_argument("--shard", help="i/n: only this part, without a report; a last run without --shard makes it")
+    out.add_argument(
+        "--figures", choices=("all", "charts", "none"), default="all", help="charts: without pictures of the data"
+    )
+    out.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked; 0 when the report could be made, 1 when every pair failed."""
+    plan = make_plan(args)
+    datasets = plan.open()
+    if not any(map(len, datasets)):
+        wrong = [f"{problem.where}: {problem.what}" for dataset in datasets for problem in dataset.problems]
+        received = f"none ({wrong[-1]})" if wrong else "none"
+        raise DataError(
+            must_be("data", "at least one usable pair", received, "`kbc data check DIR` says what is wrong")
+        )
+    plan.check()
+    folder = Path(args.out)
+    ranks = torchrun_rank()
+    start = time.perf_counter()
+    if ranks is not None:
+        gathered = execute_torchrun(plan, folder, args.strict)
+        if gathered is None:
+            return 0
+        outcomes = gathered
+    else:
+        shard = parse_shard(args.shard) if args.shard else (0, 1)
+        with nullcontext() if args.quiet else _progress() as progress:
+            if args.jobs > 1:
+                execute_jobs(plan, folder, args.jobs, strict=args.strict, progress=progress)
+            else:
+                execute(plan, folder, datasets, shard=shard, strict=args.strict, progress=progress)
+        if args.shard:
+            print(f"shard {args.shard} is done; run without --shard for the report", file=sys.stderr)
+            return 0
+        outcomes = read_outcomes(folder)
+    seconds = time.perf_counter() - start
+    return _report(args, plan, folder, list(outcomes.values()), seconds)
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Data sets and runs from the command line.
+
+    Raises:
+        InputError: options that contradict each other or cannot be read.
+    """
+    Protocol(tuple(_floats("--alpha", args.alpha)), frame=_frame(args.frame))  # refused now, not after the matching
+    if args.jobs < 1:
+        raise InputError(must_be("--jobs", "at least 1", args.jobs))
+    if args.jobs > 1 and args.shard:
+        raise InputError(must_be("--jobs", "1 together with --shard", args.jobs))
+    return Plan(tuple(_sources(args)), tuple(_runs(args)))
+
+
+def protocol_for(args: argparse.Namespace, source: Source, dataset: Dataset) -> Protocol:
+    """How PCK is measured on a data set: as asked, or as its literature does.
+
+    "auto": PF-PASCAL the image (once shrunk, the box: the image has grown and the object has not), PF-WILLOW and every
+    set without annotated boxes the extent of the keypoints, the others the annotated box.
+    """
+    threshold: Threshold = "bbox"
+    if args.threshold != "auto":
+        threshold = args.threshold
+    elif source.kind == "pfpascal" and source.shrink == 1:
+        threshold = "img"
+    elif any(record.bbox_kind == "keypoint-extent" or record.target_box is None for record in dataset.records):
+        threshold = "bbox-kp"
+    return Protocol(tuple(_floats("--alpha", args.alpha)), threshold, _frame(args.frame), not args.exclusive)
+
+
+def _sources(args: argparse.Namespace) -> list[Source]:
+    if bool(args.suite) == bool(args.data):
+        raise InputError(must_be("--data or --suite", "given, one of them", "both" if args.suite else "neither"))
+    options = key_values(args.data_option, "--data-option")
+    asked = None if args.shrink is None else _floats("--shrink", args.shrink)
+    if args.data:
+        root = str(args.root or "")
+        return [Source(args.data, root, f, args.seed, args.limit, options) for f in asked or [1.0]]
+    limit = SUITE_LIMIT if args.limit is None else args.limit
+    sources = []
+    for folder in sorted(path.parent for path in Path(args.suite).glob("*/annotations.json")):
+        willow = (folder / "PF-dataset-WILLOW").is_dir()
+        for factor in asked or (_SHRINKS if willow else [1.0]):
+            kind = "pfwillow" if willow else "coco"
+            sources.append(Source(kind, str(folder), factor, args.seed, limit, options))
+    if not sources:
+        raise InputError(must_be("--suite", "a folder of folders with an annotations.json", repr(args.suite)))
+    return sources
+
+
+def _runs(args: argparse.Namespace) -> list[Run]:
+    matchers = args.matcher or ["hog"]
+    sizes: list[int | None] = [None]
+    if args.size is not None:
+        asked_sizes = _floats("--size", args.size)
+        if not all(size >= 1 and size.is_integer() for size in asked_sizes):
+            raise InputError(must_be("--size", "whole pixels, at least 1", repr(args.size)))
+        sizes = [int(size) for size in asked_sizes]
+    modes = [mode.strip() for mode in args.localizer.split(",") if mode.strip()]
+    if not modes:
+        raise InputError(must_be("--localizer", f"names such as {LOCALIZERS}", repr(args.localizer)))
+    config = key_values(args.settings, "--set") | ({"budget": args.budget} if args.budget else {})
+    asked = key_values(args.option)
+    for key in asked:
+        name = key.rpartition(".")[0]
+        if name and name not in matchers:
+            raise InputError(must_be("--option", f"NAME.KEY=VALUE with one of {', '.join(matchers)}", repr(key)))
+    runs = []
+    for matcher in matchers:
+        options = {
+            key.rpartition(".")[2]: value for key, value in asked.items() if key.rpartition(".")[0] in ("", matcher)
+        }
+        if args.kbc != "on":
+            runs += [Run(matcher, OFF, size, options) for size in sizes]
+        if args.kbc != "off":
+            runs += [Run(matcher, mode, sizes[0], options, config) for mode in modes]
+    if len({run.name for run in runs}) < len(runs):
+        raise InputError(must_be("--matcher, --size and --localizer", "given once each", [run.name for run in runs]))
+    return runs
+
+
+def _report(args: argparse.Namespace, plan: Plan, folder: Path, outcomes: list[Outcome], seconds: float) -> int:
+    from kbc.evaluation.markdown import render
+    from kbc.evaluation.report import build
+
+    datasets = plan.open()
+    protocols = {
+        dataset.name: protocol_for(args, source, dataset)
+        for source, dataset in zip(plan.sources, datasets, strict=True)
+    }
+    report = _portable(
+        build(plan, datasets, outcomes, protocols, shlex.join(["kbc", *getattr(args, "words", sys.argv[1:])]))
+    )
+    write_json(report, folder / "report.json")
+    with written_whole(folder / "report.md") as file:
+        file.write(render(report).encode())
+    made = [folder / "report.md", folder / "report.json"]
+    if args.figures != "none":
+        from kbc.evaluation.charts import charts, pictures
+
+        try:
+            made += charts(report, folder)
+            if args.figures == "all":
+                made += pictures(report, datasets, complete(plan, datasets, outcomes), protocols, folder)
+        except MissingDependencyError as error:
+            print(f"no figures: {error}", file=sys.stderr)
+    measured = [outcome for outcome in outcomes if outcome.counts]
+    failed = sum(outcome.failure is not None for outcome in outcomes)
+    print(_overview(report) if len(report["datasets"]) > 1 else "\n".join(map(_short, report["datasets"])))
+    left_out = sum(problem["count"] for problem in report["problems"])
+    numbers = (
+        counted(len(measured), "match"),
+        f"{failed} failed",
+        f"{counted(left_out)} in the data",
+        f"{seconds:.0f} s",
+    )
+    print(", ".join(numbers))
+    print("\n".join(map(str, made[:2])) + (f"\n{counted(len(made) - 2, 'figure')}" if len(made) > 2 else ""))
+    unreadable = {outcome.pair: outcome.error for outcome in outcomes if outcome.failure == "data"}
+    if unreadable:
+        lost = f"{counted(len(unreadable), 'pair')} left out that could not be loaded"
+        print(f"note: {lost}, e.g. {next(iter(unreadable.values()))}", file=sys.stderr)
+    return 0 if measured else 1
+
+
+def _overview(report: dict[str, Any]) -> str:
+    """The essence of a report on several data sets, for the terminal: a row each, a column for each run."""
+    from kbc.evaluation.markdown import SEVERAL
+
+    names = [run["name"] for run in report["runs"]]
+    titles = [dataset["name"] + " †" * bool(dataset["several_instances"]) for dataset in report["datasets"]]
+    width = max(map(len, titles))
+    lines = [f"{'PCK per image, %':<{width}}  pairs" + "".join(f"{f'({i})':>7}" for i in range(1, len(names) + 1))]
+    for title, dataset in zip(titles, report["datasets"], strict=True):
+        shares = "".join(f"{_share(dataset, name):>7}" for name in names)
+        lines.append(f"{title:<{width}}  {dataset['pairs']:>5}{shares}")
+    alphas = ", ".join(dict.fromkeys(f"@{dataset['headline']:g}" for dataset in report["datasets"]))
+    lines.append(fitted(f"{alphas}; " + ", ".join(f"({i}) {name}" for i, name in enumerate(names, 1))))
+    return "\n".join(lines + [fitted(SEVERAL)] * any(dataset["several_instances"] for dataset in report["datasets"]))
+
+
+def _short(dataset: dict[str, Any]) -> str:
+    """The essence of a report on one data set, for the terminal."""
+    width = max(map(len, dataset["runs"]))
+    lines = [
+        fitted(f"{dataset['name']}: {dataset['protocol']['text']}", 0, 2),
+        f"  {'per cent per image':<{width}}   @{dataset['headline']:g}",
+    ]
+    for name, numbers in dataset["runs"].items():
+        compared, seconds = numbers.get("comparison"), numbers["seconds"]
+        gain = f"  gain {100 * compared['gain']:+5.1f} (p {compared['p']:.3f})" if compared else " " * 22
+        speed = "" if seconds is None else f"  {seconds:.3f} s/pair"
+        lines.append(f"  {name:<{width}}  {_share(dataset, name)}{gain}{speed}")
+    return "\n".join(lines)
+
+
+def _share(dataset: dict[str, Any], run: str) -> str:
+    """A run's PCK at the headline α in per cent, five characters."""
+    found = dataset["runs"].get(run, {}).get("per_image", {}).get(f"{dataset['headline']:g}")
+    return f"{'–':>5}" if found is None else f"{100 * found:5.1f}"
+
+
+def _portable(report: dict[str, Any]) -> dict[str, Any]:
+    """The report with the folder of the data by its variable's name, so that a reader can repeat the command."""
+    home = os.environ.get("KBC_DATA", "").rstrip("/")
+    text = json.dumps(report, ensure_ascii=False)
+    portable: dict[str, Any] = json.loads(text.replace(json.dumps(home)[1:-1], "$KBC_DATA") if home else text)
+    return {**portable, "machine": f"{os.cpu_count()} processor cores, torch {version('torch')}"}
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A tqdm bar from the first pair on when it is installed, else a line every ten seconds."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        last = [time.monotonic()]
+
+        def line(done: int, total: int, label: str) -> None:
+            if done == total or time.monotonic() - last[0] > 10:
+                last[0] = time.monotonic()
+                print(f"{done}/{total} {label}", file=sys.stderr)
+
+        yield line
+        return
+    with ExitStack() as stack:  # whatever ends the run, what is said next stands on a line of its own
+        bar: Any = None
+
+        def draw(done: int, total: int, label: str) -> None:
+            nonlocal bar
+            bar = bar or stack.enter_context(tqdm(unit="pair", dynamic_ncols=True, total=total))
+            bar.set_description(label, refresh=False)
+            bar.update(done - bar.n)
+
+        yield draw
+
+
+def _floats(option: str, text: str) -> list[float]:
+    try:
+        found = [float(word) for word in str(text).split(",") if word.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise InputError(must_be(option, "numbers with commas between", repr(text)))
+    return found
+
+
+def _frame(text: str) -> Frame:
+    if text == "original":
+        return "original"
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise InputError(must_be("--frame", "original or HxW", repr(text)))
+    return int(height), int(width)

@@ -1,0 +1,183 @@
+"""`kbc match`: the points of one photograph in another."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from kbc.cli import two_columns
+from kbc.cli.options import (
+    POINTS_HELP,
+    add_kbc_options,
+    add_matcher_options,
+    kbc_options,
+    key_values,
+    parse_box,
+    parse_points,
+)
+from kbc.errors import InputError, must_be
+from kbc.files import output_file, write_json
+from kbc.geometry import Box, defined
+from kbc.images import turned
+from kbc.types import Match, MatchResult, Origin, Pair
+
+HELP = "Match the points of one photograph in another; answers are in the target photograph's own pixels."
+
+MEANING: dict[Origin, str] = {
+    "fine": "found in the windows",
+    "whole": "chosen together on the whole images",
+    "coarse: off": "the matcher's own (KBC is off)",
+    "coarse: not small": "the matcher's own (nothing is small)",
+    "coarse: no window": "the matcher's own (no window found)",
+    "coarse: refused": "the matcher's own (no window was surely better)",
+    "coarse: outside": "the matcher's own (outside the window)",
+    "coarse: failed": "the matcher's own (no answer in the window)",
+    "undefined": "undefined in the source",
+}
+"""`MatchResult.origin` in words."""
+
+_FIND = "give --target-box, or look longer: --budget thorough"
+NEXT: dict[Origin, str] = {
+    "coarse: not small": "things of middle size: --set small_below=0.7",
+    "coarse: no window": _FIND,
+    "coarse: refused": _FIND,
+}
+"""What to try where `MatchResult.origin` is this."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `kbc match`."""
+    parser.add_argument("source", help="photograph with known points")
+    parser.add_argument("target", help="photograph in which they are looked for")
+    parser.add_argument(
+        "--points",
+        required=True,
+        help='"x,y x,y …" in the source\'s pixels, or a .json or .csv file of them: see below',
+    )
+    add_matcher_options(parser)
+    add_kbc_options(parser)
+    parser.add_argument("--source-box", metavar="X0,Y0,X1,Y1", help="where the object is in the source, pixel edges")
+    parser.add_argument("--target-box", metavar="X0,Y0,X1,Y1", help="where it is in the target, when you know it")
+    parser.add_argument("--no-kbc", action="store_true", help="the matcher alone, on the whole photographs")
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - for standard output")
+    parser.add_argument("--plot", metavar="FILE", help='draw the match (needs pip install "kbc[viz]")')
+    parser.epilog = (
+        f"{POINTS_HELP}\n\norigin, in the table and in the JSON, says where an answer comes from:\n"
+        + explained(list(MEANING), indent=2)
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Match, and print a table or JSON."""
+    points = parse_points(args.points)
+    source_box, target_box = (parse_box(getattr(args, f"{s}_box"), f"--{s}-box") for s in ("source", "target"))
+    options, settings = key_values(args.option), kbc_options(args)
+    if args.no_kbc and settings:
+        raise InputError(must_be("--no-kbc", "given without KBC's own options", ", ".join(sorted(settings))))
+    if args.json and args.json != "-":
+        output_file(args.json, "--json")
+    if args.plot:
+        from kbc import viz
+
+        viz.picture_file(args.plot, "--plot")
+    pair = Pair(args.source, args.target, points, source_box, target_box)
+    result = match(pair, args.matcher, options, None if args.no_kbc else settings)
+    if args.plot:
+        title = describe(result, args.matcher)
+        full = viz.draw_answer(pair, result, title=title)["kbc"] if isinstance(result, MatchResult) else None
+        viz.save(full or viz.draw_match(pair, result, title=title), args.plot)
+    if args.json:
+        write_json({"matcher": args.matcher, "source": args.source, "target": args.target,
+                    "source_keypoints": rows(points), **as_dict(result)}, args.json, "--json")  # fmt: skip
+    if args.json != "-":
+        print(table(pair, result))
+    for note in [*notes(args.source, args.target, pair), *getattr(result, "notes", ())]:
+        print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def notes(source: str, target: str, pair: Pair) -> list[str]:
+    """What a person who measured the points elsewhere should know: turned files, points beyond the image."""
+    found = []
+    for name, image, what in ((source, pair.source, "points"), (target, pair.target, "answers")):
+        if turned(name):
+            size = f"{image.shape[1]}×{image.shape[0]}"
+            found.append(f"{name} was turned upright, as its EXIF tag says: {what} are pixels of the {size} picture")
+    height, width = pair.source.shape[:2]
+    known = pair.keypoints[defined(pair.keypoints)]
+    outside = known[~Box.whole((height, width)).contains(known)]
+    if len(outside):
+        first = f"{outside[0][0]:g},{outside[0][1]:g}"
+        found.append(f"{len(outside)} of {len(known)} points outside the source image ({width}×{height}), e.g. {first}")
+    return found
+
+
+def match(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, Any] | None) -> Match:
+    """The answer of a matcher by name, with KBC, or without it when `settings` is None."""
+    from kbc import load_matcher, wrap
+    from kbc.matchers.protocol import run_matcher
+
+    matcher = load_matcher(name, **options)
+    if settings is None:
+        return run_matcher(matcher, [pair])[0]
+    result: MatchResult = wrap(matcher, **settings).match([pair])[0]
+    return result
+
+
+def rows(points: np.ndarray) -> list[list[float] | None]:
+    """Points as JSON: null where undefined."""
+    return [None if np.isnan(p).any() else [float(p[0]), float(p[1])] for p in points]
+
+
+def as_dict(result: Match) -> dict[str, object]:
+    """A match as JSON-ready data, with or without KBC."""
+    if isinstance(result, MatchResult):
+        return result.to_dict()
+    score = None if result.score is None else [None if np.isnan(s) else float(s) for s in result.score]
+    return {"keypoints": rows(result.keypoints), "score": score}
+
+
+def describe(result: Match, name: str) -> str:
+    """One line about a match, for a picture's title."""
+    if not isinstance(result, MatchResult):
+        return f"{name} without KBC"
+    return f"{name} with KBC; {origins(result)}"
+
+
+def origins(result: MatchResult) -> str:
+    """Where the points come from, e.g. "9 points: 7 found in the windows, 2 the matcher's own (outside the window)"."""
+    counts = Counter(result.origin).most_common()
+    return f"{len(result.origin)} points: " + ", ".join(f"{count} {MEANING[kept]}" for kept, count in counts)
+
+
+def explained(kinds: list[Origin], indent: int = 0) -> str:
+    """A line for each kind of `MatchResult.origin`: what it means, and what to try."""
+    return two_columns([(kept, "; ".join(filter(None, (MEANING[kept], NEXT.get(kept))))) for kept in kinds], indent)
+
+
+def table(pair: Pair, result: Match) -> str:
+    """Source points, coarse and final answers as text; what `kept` means beneath."""
+    full = isinstance(result, MatchResult)
+    lines = [
+        "   #          source"
+        + ("          coarse" if full else "")
+        + "          answer"
+        + ("  origin" if full else "")
+    ]
+    for i, (p, q) in enumerate(zip(pair.keypoints, result.keypoints, strict=True)):
+        middle = _shown(result.coarse[i]) if isinstance(result, MatchResult) else ""
+        kept = f"  {result.origin[i]}" if isinstance(result, MatchResult) else ""
+        lines.append(f"{i:4d}{_shown(p)}{middle}{_shown(q)}{kept}")
+    if isinstance(result, MatchResult):
+        lines.append(explained([kept for kept in MEANING if kept in result.origin]))
+        lines.append(f"calls {result.calls}, cost {result.cost:.1f} plain matches, "
+                     f"{result.seconds.get('total', 0.0):.2f} s, localizer {result.localizer or '-'}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _shown(point: np.ndarray) -> str:
+    return f"{'-':>16}" if np.isnan(point).any() else f"{point[0]:>8.1f}{point[1]:>8.1f}"

@@ -1,0 +1,1 @@
+"""Training KBCNet: recipe, where its pairs come from, objective, and the loop."""

@@ -1,0 +1,1 @@
+"""What a matcher is, and how functions, features and networks become one."""

@@ -1,0 +1,409 @@
+"""A feature extractor as a matcher: encode both images, compare, take the sub-cell peak."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from kbc.errors import InputError, MatcherError, must_be
+from kbc.geometry import Points, Window, as_size, cell_centres, defined
+from kbc.images import Image, fingerprint
+from kbc.matchers.registry import usable_device
+from kbc.types import Match, Pair
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_VOTE_REACH, _VOTE_TOLERANCE, _VOTE_WEIGHT, _VOTE_TEMPERATURE = 0.2, 0.09, 0.5, 0.05
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def imagenet_normalised(images: Tensor) -> Tensor:
+    """(…, 3, H, W) RGB in [0, 1] → by ImageNet's mean and deviation."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images - mean) / std
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where the cells of a feature map lie in the network's input.
+
+    Attributes:
+        stride: input pixels per cell.
+        offset: input pixel of the first cell's centre: (stride − 1)/2 for patches, 0 for networks of symmetrically
+            padded strided convolutions such as ResNet.
+    """
+
+    stride: float
+    offset: float
+
+    def to_cells(self, points: Tensor) -> Tensor:
+        """Input pixels (…, 2) in fractional cells."""
+        return (points - self.offset) / self.stride
+
+    def to_pixels(self, cells: Tensor) -> Tensor:
+        """Fractional cells (…, 2) in input pixels."""
+        return cells * self.stride + self.offset
+
+    @property
+    def patches(self) -> bool:
+        """Whether the cells are patches, side by side from the edge on."""
+        return abs(self.offset - (self.stride - 1) / 2) < 1e-6
+
+    def covers(self, side: int, cells: int) -> bool:
+        """Whether this many cells are what the grid gives of an input side of this many pixels.
+
+        Patches: as many as fit. Others: the cells lie about as far from one edge as from the other.
+        """
+        if self.patches:
+            return cells == int(side / self.stride + 1e-6)
+        return cells > 0 and abs(self.offset - (side - 1 - (cells - 1) * self.stride) / 2) <= self.stride / 2
+
+
+class FeatureMatcher:
+    """Nearest neighbour in feature space with a sub-cell peak; features are kept per image.
+
+    Built by `from_features`, which documents the arguments. Satisfies `SimilarityMatcher`.
+    """
+
+    shares_features = True
+    votes = False
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        grid: Grid,
+        size_hw: tuple[int, int],
+        *,
+        name: str = "features",
+        normalise: bool = True,
+        device: str | torch.device = "cpu",
+        cache_bytes: int = 512 * 2**20,
+    ) -> None:
+        self.encode = encode
+        self.grid = grid
+        self.input_size = size_hw
+        self.name = name
+        self.max_batch = 64
+        self.encoded = 0
+        self._normalise = normalise
+        self._device = device
+        self._cache = _Cache(cache_bytes)
+
+    def with_votes(self) -> Self:
+        """This matcher, sharing its cache, with the votes of the surrounding matches added to every similarity.
+
+        Every cell of the source is compared, not the keypoints' alone; the neighbours of a point then say where it
+        moved (`kbc.matchers.voting`). Good for upright things, mirrored or not; worse for things that turn freely.
+        Costs a correlation of all cells with all cells.
+        Measured in examples/results/votes.md; the weights are our choice.
+        """
+        voting = copy(self)
+        voting.votes = True
+        return voting
+
+    def clear_cache(self) -> None:
+        """Forget all features: call it when the weights behind `encode` have changed."""
+        self._cache.clear()
+
+    def features(self, images: Sequence[Image]) -> list[Tensor]:
+        """One map (C, h, w) per image, unit length along C, on the device; each distinct image is encoded once.
+
+        Args:
+            images: RGB uint8 (H, W, 3).
+
+        Raises:
+            MatcherError: `encode` gave something else than a finite (B, C, h, w) of the declared stride.
+        """
+        import torch
+
+        keys = [fingerprint(image) for image in images]
+        found: dict[bytes, Tensor] = {}
+        todo: dict[bytes, Image] = {}
+        for key, image in zip(keys, images, strict=True):
+            kept = self._cache.get(key)
+            if kept is None:
+                todo[key] = image
+            else:
+                found[key] = kept
+        waiting = list(todo.items())
+        with torch.inference_mode():
+            for start in range(0, len(waiting), 8):  # larger batches gain nothing on a CPU and cost memory
+                part = waiting[start : start + 8]
+                batch = torch.stack([self._prepare(image) for _, image in part])
+                maps = self._checked(self.encode(batch), len(part))
+                maps = torch.nn.functional.normalize(maps.float(), dim=1)
+                self.encoded += len(part)
+                for (key, _), values in zip(part, maps, strict=True):
+                    found[key] = values
+                    self._cache.put(key, values.clone())
+        return [found[key] for key in keys]
+
+    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+        """Per pair (N, h, w): cosine of each keypoint's feature with the target's cells, over the whole target."""
+        import torch
+
+        sources = self.features([pair.source for pair in pairs])
+        targets = self.features([pair.target for pair in pairs])
+        maps = []
+        with torch.inference_mode():
+            for pair, source, target in zip(pairs, sources, targets, strict=True):
+                values = self._similarity(pair, source, target, votes=self.votes)
+                maps.append(self._on_regular_cells(values).cpu().numpy())
+        return maps
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        """The peak of each keypoint's similarity; the score is the similarity there."""
+        import torch
+
+        features = self.features([image for pair in pairs for image in (pair.source, pair.target)])
+        matches = []
+        with torch.inference_mode():
+            for index, pair in enumerate(pairs):
+                source, target = features[2 * index : 2 * index + 2]
+                values = self._similarity(pair, source, target, votes=self.votes)
+                cells, score = soft_peak(values)
+                inside = self.grid.to_pixels(cells).double().cpu().numpy()
+                points = self._frame(pair.target).to_image(inside)
+                matches.append(Match(points, score.double().cpu().numpy()))
+        return matches
+
+    def _similarity(self, pair: Pair, source: Tensor, target: Tensor, votes: bool) -> Tensor:
+        import torch
+
+        inside: Points = self._frame(pair.source).to_window(pair.keypoints)
+        cells = self.grid.to_cells(torch.as_tensor(inside, dtype=source.dtype, device=source.device))
+        queries = torch.nn.functional.normalize(sample(source, cells), dim=0)
+        values = torch.einsum("cn,chw->nhw", queries, target)
+        if votes:
+            values = values + _VOTE_WEIGHT * _voted(source, target, cells)
+        known = torch.as_tensor(defined(pair.keypoints), device=values.device)
+        return torch.where(known[:, None, None], values, torch.nan)
+
+    def _on_regular_cells(self, values: Tensor) -> Tensor:
+        """Similarity on a grid whose cells tile the image, as `SimilarityMatcher` promises.
+
+        Patches tile it already. Other grids are resampled (bicubic) at half their stride, so that peaks stay put.
+        """
+        import torch
+
+        stride, size_hw = self.grid.stride, self.input_size
+        tiled = (round(size_hw[0] / stride), round(size_hw[1] / stride))
+        if tuple(values.shape[-2:]) == tiled and self.grid.patches:
+            return values
+        rows, columns = tiled[0] * 2, tiled[1] * 2
+        x, y = cell_centres((rows, columns), size_hw)
+        at = torch.as_tensor(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2), dtype=values.dtype)
+        cells = self.grid.to_cells(at.to(values.device))
+        return sample(values, cells, "bicubic").reshape(-1, rows, columns)
+
+    def _frame(self, image: Image) -> Window:
+        return Window.whole((image.shape[0], image.shape[1]), self.input_size)
+
+    def _prepare(self, image: Image) -> Tensor:
+        import torch
+
+        small = self._frame(image).cut(image)
+        tensor = torch.tensor(small).to(self._device).permute(2, 0, 1).float().div_(255)
+        if self._normalise:
+            tensor = imagenet_normalised(tensor)
+        return tensor
+
+    def _checked(self, maps: Tensor, count: int) -> Tensor:
+        import torch
+
+        size_hw = self.input_size
+
+        if not isinstance(maps, torch.Tensor) or maps.ndim != 4 or maps.shape[0] != count:
+            shape = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
+            text = f"`encode` of matcher {self.name!r} must give ({count}, C, h, w), received {shape}"
+            if isinstance(shape, tuple) and len(shape) == 3:
+                text += "; tokens (B, N, C) without [CLS] become a map by .transpose(1, 2).reshape(B, C, h, w)"
+            raise MatcherError(text)
+        for side, cells in zip(size_hw, maps.shape[2:], strict=True):
+            if not self.grid.covers(side, cells):
+                raise MatcherError(
+                    f"`encode` of matcher {self.name!r} must give a cell every {self.grid.stride:g} px of its "
+                    f"{size_hw[0]}×{size_hw[1]} input, received {maps.shape[2]}×{maps.shape[3]} cells, one every "
+                    f"{side / cells:.4g} px; is it `stride={side / cells:.4g}`?"
+                )
+        if not bool(torch.isfinite(maps).all()):
+            raise MatcherError(f"`encode` of matcher {self.name!r} must give finite features, received NaN or infinity")
+        return maps
+
+
+class _Cache:
+    """Feature maps by image, least recently used dropped first; several matchers and threads may share it."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._held = 0
+        self._maps: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> Tensor | None:
+        with self._lock:
+            if key not in self._maps:
+                return None
+            self._maps.move_to_end(key)
+            return self._maps[key]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._maps.clear()
+            self._held = 0
+
+    def put(self, key: bytes, values: Tensor) -> None:
+        size = values.element_size() * values.nelement()
+        with self._lock:
+            if size > self._most or key in self._maps:
+                return
+            self._maps[key] = values
+            self._held += size
+            while self._held > self._most:
+                _, old = self._maps.popitem(last=False)
+                self._held -= old.element_size() * old.nelement()
+
+
+def from_features(
+    encode: Callable[[Tensor], Tensor],
+    stride: float,
+    *,
+    size: int | tuple[int, int] = 256,
+    offset: float | None = None,
+    name: str = "features",
+    normalise: bool = True,
+    device: str | torch.device = "cpu",
+    cache_bytes: int = 512 * 2**20,
+) -> FeatureMatcher:
+    """Make a matcher out of a feature extractor.
+
+    Args:
+        encode: (B, 3, H, W) float tensor on `device` → (B, C, h, w). Features are kept by the image's pixels: call
+            `clear_cache()` on the matcher when the weights change.
+        stride: input pixels per cell. Where the answers lie depends on it: a map of another stride is refused.
+        size: what images are stretched to, (height, width) or the side of a square, input pixels.
+        offset: input pixel of the first cell's centre; (stride − 1)/2 by default (patches); 0 for ResNets.
+        name: for messages and reports.
+        normalise: give `encode` ImageNet-normalised RGB (else [0, 1]).
+        device: where `encode` runs.
+        cache_bytes: bound on cached features; least recently used images are dropped first.
+
+    Raises:
+        InputError: `encode` is no function, a stride or size that is not positive, a device that is not there.
+    """
+    if not callable(encode):
+        expected = "a function (B, 3, H, W) -> (B, C, h, w)"
+        raise InputError(must_be("encode", expected, type(encode).__name__, "give what computes the features"))
+    size_hw = as_size(size)
+    if stride <= 0 or min(size_hw) < stride:
+        raise InputError(must_be("size", f"at least one stride ({stride} px)", size_hw))
+    grid = Grid(float(stride), (stride - 1) / 2 if offset is None else float(offset))
+    where = usable_device(device)
+    return FeatureMatcher(encode, grid, size_hw, name=name, normalise=normalise, device=where, cache_bytes=cache_bytes)
+
+
+def _voted(source: Tensor, target: Tensor, cells: Tensor) -> Tensor:
+    """What the matches of all cells of two maps (C, h, w) say about source cells (N, 2): (N, h, w) in [0, 1]."""
+    import torch
+
+    from kbc.matchers.voting import mutual_agreement, votes
+
+    cosine = torch.einsum("cij,ckl->ijkl", source, target)[None]
+    found = votes(mutual_agreement(cosine, _VOTE_TEMPERATURE), _VOTE_REACH, _VOTE_TOLERANCE)[0]
+    return sample(found.flatten(2).permute(2, 0, 1), cells).T.reshape(-1, *target.shape[1:])
+
+
+def sample(features: Tensor, cells: Tensor, mode: str = "bilinear") -> Tensor:
+    """Values of a map (C, h, w) between its cells, at fractional cells (N, 2) x then y → (C, N); edges are repeated."""
+    import torch
+
+    height, width = features.shape[-2:]
+    size = torch.tensor([width, height], dtype=cells.dtype, device=cells.device)
+    grid = ((cells + 0.5) * 2 / size - 1).nan_to_num(0.0)[None, None]
+    values = torch.nn.functional.grid_sample(
+        features[None], grid.to(features.dtype), mode=mode, padding_mode="border", align_corners=False
+    )
+    return values[0, :, 0]
+
+
+def soft_peak(values: Tensor, reach: int = 1, temperature: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Sub-cell peak of similarity maps: the highest cell, then a soft-argmax over its neighbours.
+
+    Args:
+        values: (N, h, w) similarities; NaN rows are undefined.
+        reach: neighbours on each side that take part.
+        temperature: of the softmax over the neighbourhood.
+
+    Returns:
+        cells (N, 2), x then y, fractional; and the score (N,) at the highest cell. NaN for undefined rows.
+    """
+    import torch
+
+    count, height, width = values.shape
+    if count == 0:
+        return values.new_zeros((0, 2)), values.new_zeros(0)
+    flat = values.reshape(count, -1)
+    undefined = flat.isnan().any(dim=1)
+    score, best = flat.nan_to_num(0.0).max(dim=1)
+    y, x = best // width, best % width
+    steps = torch.arange(-reach, reach + 1, device=values.device)
+    dy, dx = torch.meshgrid(steps, steps, indexing="ij")
+    ys, xs = y[:, None] + dy.reshape(-1), x[:, None] + dx.reshape(-1)
+    valid = (ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)
+    near = flat.gather(1, ys.clamp(0, height - 1) * width + xs.clamp(0, width - 1))
+    weight = torch.softmax(torch.where(valid, near / temperature, -torch.inf).nan_to_num(nan=0.0), dim=1)
+    cells = torch.stack([(weight * xs).sum(1), (weight * ys).sum(1)], dim=1)
+    return cells.masked_fill(undefined[:, None], torch.nan), score.masked_fill(undefined, torch.nan)
+
+
+def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The highest local peaks of maps (N, h, w), to less than a cell.
+
+    Returns:
+        cells (N, most, 2), x then y, NaN where a map has fewer; and how many of the map's deviations each peak lies
+        below the map's highest, (N, most), −inf where there is none.
+    """
+    import torch
+
+    values = torch.as_tensor(maps)
+    if len(values) == 0:
+        return np.empty((0, most, 2)), np.empty((0, most))
+    highest = torch.nn.functional.max_pool2d(values[None], 3, 1, 1)[0]
+    flat = torch.where(values >= highest, values, -torch.inf).flatten(1)
+    top, best = flat.topk(min(most, flat.shape[1]), dim=1)
+    width = values.shape[2]
+    y, x = best // width, best % width
+    deviation = values.flatten(1).std(dim=1).mean().clamp_min(1e-9)
+    cells = torch.stack([_refined(values, y, x, 1), _refined(values, y, x, 0)], dim=-1).double()
+    none = torch.isinf(top)
+    cells = cells.masked_fill(none[..., None], torch.nan)
+    below = ((top - top[:, :1]) / deviation).double().masked_fill(none, -torch.inf)
+    short = most - top.shape[1]
+    if short:
+        cells = torch.nn.functional.pad(cells, (0, 0, 0, short), value=torch.nan)
+        below = torch.nn.functional.pad(below, (0, short), value=-torch.inf)
+    return cells.cpu().numpy(), below.cpu().numpy()
+
+
+def _refined(values: Tensor, y: Tensor, x: Tensor, axis: int) -> Tensor:
+    """The place of peaks (N, M) along one axis (0: y, 1: x): the vertex of a parabola through three cells."""
+    import torch
+
+    rows = torch.arange(values.shape[0], device=values.device)[:, None]
+    at = x if axis else y
+    last = values.shape[-1 if axis else -2] - 1
+    low, high = (at - 1).clamp_min(0), (at + 1).clamp_max(last)
+    before = values[rows, y, low] if axis else values[rows, low, x]
+    after = values[rows, y, high] if axis else values[rows, high, x]
+    curve = before + after - 2 * values[rows, y, x]
+    step = torch.where(curve < 0, 0.5 * (before - after) / curve.clamp_max(-1e-12), torch.zeros_like(curve))
+    return at + step.clamp(-0.5, 0.5)

@@ -1,0 +1,246 @@
+"""Flow networks and 4D-correlation networks as matchers, in one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from kbc.errors import InputError, MatcherError, must_be
+from kbc.geometry import Window, as_size, defined
+from kbc.images import Image
+from kbc.matchers.features import imagenet_normalised, sample, soft_peak
+from kbc.matchers.registry import usable_device
+from kbc.types import Match, Pair
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Network = Callable[["Tensor", "Tensor"], Any]
+Direction = Literal["source_to_target", "target_to_source"]
+
+
+class _StretchedNetwork:
+    """What both kinds share: images stretched to one size, a batched call, points converted once each way."""
+
+    def __init__(
+        self, network: Network, size_hw: tuple[int, int], name: str, normalise: bool, device: str | torch.device
+    ) -> None:
+        self.network = network
+        self.input_size = size_hw
+        self.name = name
+        self.max_batch = 8
+        self._normalise = normalise
+        self._device = device
+
+    def _run(self, pairs: Sequence[Pair]) -> Tensor:
+        import torch
+
+        with torch.inference_mode():
+            source = torch.stack([self._prepare(pair.source) for pair in pairs])
+            target = torch.stack([self._prepare(pair.target) for pair in pairs])
+            output = self.network(source, target)
+            if not isinstance(output, torch.Tensor) or output.shape[:1] != (len(pairs),):
+                got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+                raise MatcherError(f"the network of matcher {self.name!r} must give ({len(pairs)}, …), received {got}")
+            if not bool(torch.isfinite(output).all()):
+                raise MatcherError(f"the network of matcher {self.name!r} must give finite values, received NaN or inf")
+            return output.float()
+
+    def _prepare(self, image: Image) -> Tensor:
+        import torch
+
+        tensor = torch.tensor(self._frame(image).cut(image)).to(self._device).permute(2, 0, 1).float() / 255
+        return imagenet_normalised(tensor) if self._normalise else tensor
+
+    def _frame(self, image: Image) -> Window:
+        return Window.whole((image.shape[0], image.shape[1]), self.input_size)
+
+    def _cells(self, image: Image, points: npt.NDArray[np.float64], like: Tensor) -> Tensor:
+        """Image points (N, 2) in fractional cells of a map (…, h, w) that covers the image."""
+        import torch
+
+        to_cells = Window.whole((image.shape[0], image.shape[1]), (like.shape[-2], like.shape[-1]))
+        return torch.as_tensor(to_cells.to_window(points), dtype=like.dtype, device=like.device)
+
+
+class FlowMatcher(_StretchedNetwork):
+    """A dense flow network as a matcher; built by `from_flow`."""
+
+    def __init__(self, network: Network, direction: Direction, in_cells: bool, **options: Any) -> None:
+        super().__init__(network, **options)
+        self.direction = direction
+        self._in_cells = in_cells
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        """Follow the flow from each keypoint, or find the target cell whose flow arrives at it."""
+        flows = self._run(pairs)
+        if flows.ndim != 4 or flows.shape[1] != 2:
+            raise MatcherError(f"matcher {self.name!r} must give flow (B, 2, h, w), received {tuple(flows.shape)}")
+        return [self._follow(pair, flow) for pair, flow in zip(pairs, flows, strict=True)]
+
+    def _follow(self, pair: Pair, flow: Tensor) -> Match:
+        import torch
+
+        grid_hw = (flow.shape[-2], flow.shape[-1])
+        if not self._in_cells:  # pixels of the input → cells of the flow's grid
+            ratio = [grid_hw[1] / self.input_size[1], grid_hw[0] / self.input_size[0]]
+            flow = flow * flow.new_tensor(ratio)[:, None, None]
+        cells = self._cells(pair.source, pair.keypoints, flow)
+        forward = self.direction == "source_to_target"
+        found = cells + sample(flow, cells).mT if forward else _inverted(flow, cells)
+        undefined = torch.as_tensor(~defined(pair.keypoints), device=found.device)
+        answers = found.masked_fill(undefined[:, None], torch.nan).double().cpu().numpy()
+        target_hw = (pair.target.shape[0], pair.target.shape[1])
+        return Match(Window.whole(target_hw, grid_hw).to_image(answers))
+
+
+def _inverted(flow: Tensor, cells: Tensor) -> Tensor:
+    """Target cells (N, 2) whose flow (2, h, w), in cells, arrives at the given source cells (N, 2).
+
+    The cell that arrives nearest, then one Newton step along the flow's own slope there, of at most one cell: exact
+    for affine flows, whatever the stride.
+    """
+    import torch
+
+    height, width = flow.shape[-2:]
+    x, y = torch.arange(width, device=flow.device), torch.arange(height, device=flow.device)
+    arrives = torch.stack([flow[0] + x, flow[1] + y[:, None]])  # where each target cell comes from
+    nearest = (cells[:, :, None, None] - arrives[None]).norm(dim=1).flatten(1).argmin(dim=1)
+    found = torch.stack([nearest % width, nearest // width], dim=1).to(flow.dtype)
+    if min(height, width) < 2:
+        return found
+    along_y, along_x = torch.gradient(arrives, dim=(1, 2))
+    (a, c), (b, d) = along_x.flatten(1)[:, nearest], along_y.flatten(1)[:, nearest]
+    missing_x, missing_y = (cells - arrives.flatten(1)[:, nearest].mT).unbind(dim=1)
+    determinant = a * d - b * c
+    step = torch.stack([d * missing_x - b * missing_y, a * missing_y - c * missing_x], dim=1) / determinant[:, None]
+    folded = determinant.abs() < 1e-3  # the flow does not move with the cell: there is nothing to follow
+    moved: Tensor = found + step.masked_fill(folded[:, None], 0.0).clamp(-1.0, 1.0)
+    return moved
+
+
+class CorrelationMatcher(_StretchedNetwork):
+    """A 4D-correlation network as a matcher; built by `from_correlation`. Satisfies `SimilarityMatcher`."""
+
+    def __init__(self, network: Network, source_grid: tuple[int, int] | None, **options: Any) -> None:
+        super().__init__(network, **options)
+        self._source_grid = source_grid
+        self._kept: WeakKeyDictionary[Pair, Tensor] = WeakKeyDictionary()
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        """The sub-cell peak of each keypoint's row of the correlation; the score is its value."""
+        import torch
+
+        matches = []
+        for pair, values in zip(pairs, self._rows(pairs), strict=True):
+            self._kept[pair] = values  # kbc asks for it next
+            cells, score = soft_peak(values)
+            grid_hw = (values.shape[-2], values.shape[-1])
+            frame = Window.whole((pair.target.shape[0], pair.target.shape[1]), grid_hw)
+            points = frame.to_image(cells.to(torch.float64).cpu().numpy())
+            matches.append(Match(points, score.to(torch.float64).cpu().numpy()))
+        return matches
+
+    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+        """Per pair (N, h, w) over the whole target: the correlation at each keypoint.
+
+        Free right after `match` of the same `Pair` objects.
+        """
+        kept = [self._kept.pop(pair, None) for pair in pairs]
+        missing = [pair for pair, values in zip(pairs, kept, strict=True) if values is None]
+        fresh = iter(self._rows(missing) if missing else [])
+        return [(next(fresh) if values is None else values).cpu().numpy() for values in kept]
+
+    def _rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        import torch
+
+        volume = self._run(pairs)
+        if volume.ndim == 3:
+            source_grid = self._source_grid or _square(volume.shape[1], self.name)
+            volume = volume.reshape(len(pairs), *source_grid, *_square(volume.shape[2], self.name))
+        if volume.ndim != 5:
+            raise MatcherError(
+                f"matcher {self.name!r} must give (B, hs, ws, ht, wt) or (B, hs·ws, ht·wt), "
+                f"received {tuple(volume.shape)}"
+            )
+        rows = []
+        for pair, values in zip(pairs, volume, strict=True):
+            maps = values.permute(2, 3, 0, 1).reshape(-1, *values.shape[:2])
+            cells = self._cells(pair.source, pair.keypoints, maps)
+            found = sample(maps, cells).mT.reshape(-1, *values.shape[2:])
+            known = torch.as_tensor(defined(pair.keypoints), device=found.device)
+            rows.append(torch.where(known[:, None, None], found, torch.nan))
+        return rows
+
+
+def _square(cells: int, name: str) -> tuple[int, int]:
+    side = round(cells**0.5)
+    if side * side != cells:
+        raise MatcherError(
+            f"matcher {name!r} must give a square grid or (B, hs, ws, ht, wt), received {cells} cells in a row"
+        )
+    return side, side
+
+
+def from_flow(
+    network: Network,
+    *,
+    direction: Direction = "source_to_target",
+    size: int | tuple[int, int] = 256,
+    frame: Literal["pixels", "cells"] = "pixels",
+    name: str = "flow",
+    normalise: bool = True,
+    device: str | torch.device = "cpu",
+) -> FlowMatcher:
+    """Make a matcher out of a flow network `f(source, target) -> (B, 2, h, w)`.
+
+    Args:
+        network: takes two (B, 3, H, W) batches. Channel 0 of the flow is x, channel 1 is y.
+        direction: "source_to_target" when the flow lies on the source's grid and points into the target;
+            "target_to_source" when it lies on the target's grid and tells where each cell comes from.
+        size: what images are stretched to, (height, width) or the side of a square.
+        frame: what the flow is measured in: "pixels" of that size, or "cells" of its own grid.
+        name: for messages and reports.
+        normalise: give ImageNet-normalised RGB (else [0, 1]).
+        device: where the network runs.
+
+    Raises:
+        InputError: an unknown direction or frame, a wrong size, or a device that is not there.
+    """
+    if direction not in ("source_to_target", "target_to_source"):
+        raise InputError(must_be("direction", "'source_to_target' or 'target_to_source'", repr(direction)))
+    if frame not in ("pixels", "cells"):
+        raise InputError(must_be("frame", "'pixels' or 'cells'", repr(frame)))
+    options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": usable_device(device)}
+    return FlowMatcher(network, direction, frame == "cells", **options)
+
+
+def from_correlation(
+    network: Network,
+    *,
+    size: int | tuple[int, int] = 256,
+    source_grid: tuple[int, int] | None = None,
+    name: str = "correlation",
+    normalise: bool = True,
+    device: str | torch.device = "cpu",
+) -> CorrelationMatcher:
+    """Make a matcher out of a network `f(source, target) -> correlation`, (B, hs, ws, ht, wt) or (B, hs·ws, ht·wt).
+
+    Args:
+        network: takes two (B, 3, H, W) batches; higher values are surer matches.
+        size: what images are stretched to, (height, width) or the side of a square.
+        source_grid: (hs, ws) when the correlation is flat and the source's grid is not square.
+        name: for messages and reports.
+        normalise: give ImageNet-normalised RGB (else [0, 1]).
+        device: where the network runs.
+
+    Raises:
+        InputError: a wrong size, or a device that is not there.
+    """
+    options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": usable_device(device)}
+    return CorrelationMatcher(network, source_grid, **options)

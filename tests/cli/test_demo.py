@@ -1,0 +1,85 @@
+"""`kbc demo`: what it prints and writes, and that it shows what it is there to show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from kbc import cli
+from kbc.cli.demo import by_gain, draw_scenes, play
+from kbc.evaluation.pck import correct
+
+
+def test_the_demo_prints_a_table_and_writes_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra")
+    out = tmp_path / "new" / "folder"
+    code = cli.main(["demo", "--pairs", "1", "--matcher", "hog", "--out", str(out), "--budget", "fast"])
+    printed, progress = capsys.readouterr()
+    assert code == 0
+    report = json.loads((out / "demo.json").read_text())
+    shown = report["matchers"][0]
+    assert f"{100 * shown['pck_with_kbc']['0.1']:7.1f}" in printed
+    assert progress == "hog: 1 pair matched\n"
+    assert "1 drawn pair," in " ".join(printed.split())
+    assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
+    picture = cv2.imread(str(out / "demo.png"))
+    assert picture.shape[1] > 1000
+    assert picture.std() > 20
+
+
+def test_json_on_standard_output_is_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["demo", "--pairs", "2", "--matcher", "hog", "--budget", "fast", "--no-plot", "--quiet", "--json", "-"]
+    code = cli.main([*args, "--out", str(tmp_path)])
+    printed, progress = capsys.readouterr()
+    assert (code, progress) == (0, "")
+    report = json.loads(printed)
+    assert report == json.loads((tmp_path / "demo.json").read_text())
+    assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
+    # the table's figures follow from the points in the file
+    scenes = draw_scenes(2, 0, report["variation"])
+    results = report["matchers"][0]["results"]
+    right = [
+        correct(
+            [p or [np.nan, np.nan] for p in result["keypoints"]],
+            scene.target_keypoints,
+            scene.target.image.shape[:2],
+            scene.target_box,
+        )[:, 1]
+        for scene, result in zip(scenes, results, strict=True)
+    ]
+    assert np.concatenate(right).mean() == pytest.approx(report["matchers"][0]["pck_with_kbc"]["0.1"])
+    assert [int(r.sum()) for r in right] == [result["right_with_kbc"] for result in results]
+
+
+def test_wrong_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("--pairs", "0"), ("--variation", "2")):
+        assert cli.main(["demo", option, value, "--out", str(tmp_path)]) == 2
+        assert f"{option.lstrip('-')}` must be" in capsys.readouterr().err
+    assert cli.main(["demo", "--option", "size=3", "--out", str(tmp_path)]) == 2
+    assert "`--option` must be given together with --matcher" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_kbc_plainly_helps_on_the_demos_scenes() -> None:
+    scenes = draw_scenes(12, 0, 0.3)
+    outcome = play("hog", scenes, {}, {"budget": "thorough"})
+    gain = outcome.with_kbc.per_point[0.1] - outcome.without.per_point[0.1]
+    assert gain > 0.2
+    order = by_gain(outcome, scenes)
+    gains = [
+        np.subtract(*(
+            correct(points, s.target_keypoints, (480, 640), s.target_box)[:, 1].mean()
+            for s in [scenes[i]]
+            for points in (outcome.results[i].keypoints, outcome.results[i].coarse)
+        ))
+        for i in order
+    ]  # fmt: skip
+    assert len(order) == 5
+    assert gains == sorted(gains, reverse=True)
