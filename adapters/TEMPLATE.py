@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kbc.matchers.registry import usable_device
+from kbc.tensors import usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Stub, Upstream  # in a package of your own: from kbc_adapters.sandbox import …

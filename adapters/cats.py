@@ -12,8 +12,7 @@ from torch import Tensor
 
 from kbc.errors import InputError, must_be
 from kbc.files import as_path
-from kbc.matchers.features import sample
-from kbc.matchers.registry import usable_device
+from kbc.tensors import sample, usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Stub, Upstream

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kbc.errors import InputError, must_be
-from kbc.matchers.registry import usable_device
+from kbc.tensors import usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Upstream

@@ -20,8 +20,8 @@ from torch import Tensor
 from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
 from kbc.geometry import Points, cell_centres, resize_points
 from kbc.images import Image
-from kbc.matchers.features import IMAGENET_MEAN, IMAGENET_STD, FeatureMatcher, from_features, sample, soft_peak
-from kbc.matchers.registry import usable_device
+from kbc.matchers.features import FeatureMatcher, from_features
+from kbc.tensors import IMAGENET_MEAN, IMAGENET_STD, sample, soft_peak, usable_device
 from kbc.types import Match, Pair
 
 from .sandbox import BUILDING

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from kbc.errors import InputError, must_be
 from kbc.images import Image
-from kbc.matchers.registry import usable_device
+from kbc.tensors import usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Stub, Upstream

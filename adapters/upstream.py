@@ -22,7 +22,7 @@ from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
 from kbc.files import as_path
 from kbc.geometry import Points, cell_centres, defined
 from kbc.images import Image
-from kbc.matchers.features import imagenet_normalised
+from kbc.tensors import imagenet_normalised
 from kbc.types import Match, Pair
 from kbc.weights import load_weights
 

@@ -21,7 +21,7 @@ _HOME = {
     "wrap": "pipeline",
     "Matcher": "matchers.protocol",
     "SimilarityMatcher": "matchers.protocol",
-    "as_matcher": "matchers.protocol",
+    "as_matcher": "matchers.function",
     "from_features": "matchers.features",
     "from_flow": "matchers.networks",
     "from_correlation": "matchers.networks",
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from kbc.geometry import Window as Window
     from kbc.images import load_image as load_image
     from kbc.matchers.features import from_features as from_features
+    from kbc.matchers.function import as_matcher as as_matcher
     from kbc.matchers.networks import from_correlation as from_correlation
     from kbc.matchers.networks import from_flow as from_flow
     from kbc.matchers.protocol import Matcher as Matcher
     from kbc.matchers.protocol import SimilarityMatcher as SimilarityMatcher
-    from kbc.matchers.protocol import as_matcher as as_matcher
     from kbc.matchers.registry import available_matchers as available_matchers
     from kbc.matchers.registry import load_matcher as load_matcher
     from kbc.pipeline import KBCMatcher as KBCMatcher

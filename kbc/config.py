@@ -91,7 +91,7 @@ def make_config(config: KBCConfig | None, options: dict[str, Any]) -> KBCConfig:
     try:
         return KBCConfig(**fields)
     except ValidationError as error:
-        from kbc.matchers.registry import nearest
+        from kbc.errors import nearest
 
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

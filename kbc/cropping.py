@@ -14,26 +14,15 @@ import numpy as np
 from kbc.config import KBCConfig
 from kbc.errors import InputError, must_be
 from kbc.geometry import Box, Points, Window, as_points, as_size, defined
+from kbc.images import image_hw
 from kbc.types import Pair
 
 SizeHW = tuple[int, int]
 
 
-def image_hw(image: object) -> SizeHW:
-    """(height, width) of an image array (H, W, 3)."""
-    shape = image.shape  # type: ignore[attr-defined]
-    return int(shape[0]), int(shape[1])
-
-
 def is_small(box: Box, size_hw: SizeHW, config: KBCConfig) -> bool:
     """Whether a box's longer side, as the matcher sees it (the image stretched to its input), is below the limit."""
     return max(box.width / size_hw[1], box.height / size_hw[0]) < config.small_below
-
-
-def input_hw(matcher: object) -> SizeHW | None:
-    """The matcher's declared input size as (height, width), or None when it declares none. Errors as `as_size`."""
-    size = getattr(matcher, "input_size", None)
-    return None if size is None else as_size(size, "input_size of the matcher")
 
 
 def window_around(box: Box, size_hw: SizeHW, matcher_hw: SizeHW | None, config: KBCConfig) -> Window:

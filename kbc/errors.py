@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class KBCError(Exception):
     """Base class of every error raised on purpose by kbc."""
@@ -38,3 +41,17 @@ def requirement(message: str) -> str:
     known = {"Field required": "must be given", "Extra inputs are not permitted": "must not be given"}
     said = message.removeprefix("Input should be ")
     return f"must be {said}" if said != message else known.get(message, f"is not valid ({message})")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint: the nearest known names, or all of them."""
+    names = sorted(known)
+    by_lower = {one.lower(): one for one in names}
+    close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
+
+
+def counted(number: int, noun: str = "problem") -> str:
+    """ "1 problem", "2 problems"."""
+    plural = noun + ("es" if noun.endswith("ch") else "s")
+    return f"{number} {noun if number == 1 else plural}"

@@ -184,3 +184,9 @@ def fingerprint(image: Image) -> bytes:
         _fingerprints[key] = image
         weakref.finalize(image, _digests.pop, key, None)
     return value
+
+
+def image_hw(image: object) -> tuple[int, int]:
+    """(height, width) of an image array (H, W, 3)."""
+    shape = image.shape  # type: ignore[attr-defined]
+    return int(shape[0]), int(shape[1])

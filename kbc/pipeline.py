@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from kbc.config import KBCConfig, make_config
-from kbc.cropping import image_hw, is_small, window_around
+from kbc.cropping import is_small, window_around
 from kbc.errors import InputError, must_be
 from kbc.geometry import Box, Points, Window, defined
-from kbc.images import ImageLike
+from kbc.images import ImageLike, image_hw
 from kbc.localize import LOCALIZERS, Candidate
-from kbc.matchers.protocol import Matcher, as_matcher, matcher_name
+from kbc.matchers.function import as_matcher
+from kbc.matchers.protocol import Matcher, matcher_name
 from kbc.probe import PairState, Probe, Request
 from kbc.support import object_box, support_points
 from kbc.tuning import TUNING, Tuning

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.config import COST, KBCConfig
-from kbc.cropping import SizeHW, image_hw, input_hw
+from kbc.cropping import SizeHW
 from kbc.errors import KBCError
 from kbc.geometry import Box, Points, Window, defined
-from kbc.images import Image
-from kbc.matchers.features import peaks
-from kbc.matchers.protocol import Matcher, run_matcher, run_similarity
+from kbc.images import Image, image_hw
+from kbc.matchers.protocol import Matcher, input_hw, run_matcher, run_similarity
+from kbc.tensors import peaks
 from kbc.tuning import TUNING, Tuning
 from kbc.types import Match, Pair, Scores
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from kbc.config import KBCConfig
-from kbc.cropping import crop_pair, input_hw, is_small, window_around
+from kbc.cropping import crop_pair, is_small, window_around
 from kbc.errors import InputError
 from kbc.geometry import Box, Window
+from kbc.matchers.protocol import input_hw
 from kbc.types import Pair
 from tests.conftest import draw_scene
 from tests.test_geometry import centroid, draw_blob

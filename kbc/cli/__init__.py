@@ -189,7 +189,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self._reworded(message)}; see `{self.prog} --help`")
 
     def _reworded(self, message: str) -> str:
-        from kbc.matchers.registry import nearest
+        from kbc.errors import nearest
 
         if found := re.search(r"^argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
             argument, received, known = found.groups()

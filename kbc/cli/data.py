@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kbc.data import KINDS, Dataset, open_dataset
-from kbc.data.records import counted
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, InputError, counted, must_be
 
 HELP = "check a copy of a data set, or print where the official ones come from"
 

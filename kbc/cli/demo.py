@@ -12,9 +12,8 @@ from typing import Any
 
 from kbc.cli import fitted
 from kbc.cli.options import add_kbc_options, kbc_options, key_values
-from kbc.data.records import counted
 from kbc.data.scenes.render import ScenePair, categories, scene_pair
-from kbc.errors import InputError, KBCError, must_be
+from kbc.errors import InputError, KBCError, counted, must_be
 from kbc.evaluation.pck import PCK, PCKResult, Protocol, correct
 from kbc.files import output_file, output_folder, write_json
 from kbc.types import Match, MatchResult

@@ -17,8 +17,7 @@ from typing import Any
 from kbc.cli import fitted
 from kbc.cli.options import key_values
 from kbc.data import KINDS, Dataset
-from kbc.data.records import counted
-from kbc.errors import DataError, InputError, MissingDependencyError, must_be
+from kbc.errors import DataError, InputError, MissingDependencyError, counted, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
 from kbc.evaluation.pck import Frame, Protocol, Threshold
 from kbc.evaluation.runner import (

@@ -25,7 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one paragraph per matcher, or all about those that were named."""
-    from kbc.matchers.registry import GROUP, available_matchers, nearest
+    from kbc.errors import nearest
+    from kbc.matchers.registry import GROUP, available_matchers
 
     known = available_matchers()
     for name in args.name:

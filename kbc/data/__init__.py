@@ -12,9 +12,8 @@ from typing import Any
 
 from kbc.data.records import BoxKind, Dataset, PairRecord, Problem
 from kbc.data.shrink import shrink
-from kbc.errors import InputError, must_be
+from kbc.errors import InputError, must_be, nearest
 from kbc.files import as_path
-from kbc.matchers.registry import nearest
 
 __all__ = ["KINDS", "BoxKind", "Dataset", "PairRecord", "Problem", "open_dataset", "shrink"]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kbc.errors import DataError, InputError, must_be, requirement
+from kbc.errors import DataError, InputError, counted, must_be, requirement
 from kbc.geometry import Box, Points, defined
 from kbc.images import Image, load_image, turned
 from kbc.types import Pair
@@ -331,12 +331,6 @@ def box_xywh(values: Sequence[float], field: str = "bbox") -> Box:
     """
     x, y, width, height = values
     return box_xyxy((x, y, x + width, y + height), field)
-
-
-def counted(number: int, noun: str = "problem") -> str:
-    """ "1 problem", "2 problems"."""
-    plural = noun + ("es" if noun.endswith("ch") else "s")
-    return f"{number} {noun if number == 1 else plural}"
 
 
 class Problems:

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from kbc.errors import InputError, must_be
 from kbc.kbcnet.config import GROUPS, ModelConfig
-from kbc.matchers.features import Grid, imagenet_normalised
 from kbc.matchers.resnet import ResNet, resnet
+from kbc.tensors import Grid, imagenet_normalised
 
 _ORIENTATIONS = 8
 _EDGE_SCALES = (4, 2, 1)  # pixels per gradient: a stride-4 cell holds 1, 4 or 16 of them

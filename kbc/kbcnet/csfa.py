@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kbc.kbcnet.backbone import align
-from kbc.matchers.features import Grid
+from kbc.tensors import Grid
 
 
 class CSFA(nn.Module):

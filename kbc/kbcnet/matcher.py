@@ -20,7 +20,8 @@ from kbc.geometry import Points, as_size, defined
 from kbc.images import Image
 from kbc.kbcnet.checkpoint import load_checkpoint
 from kbc.kbcnet.model import Described, Network
-from kbc.matchers.features import FeatureMatcher, sample, soft_peak
+from kbc.matchers.features import FeatureMatcher
+from kbc.tensors import sample, soft_peak
 from kbc.types import Match, Pair
 
 BUNDLED = Path(__file__).parent / "weights"

@@ -17,7 +17,7 @@ from kbc.kbcnet.backbone import Backbone, align
 from kbc.kbcnet.config import ModelConfig
 from kbc.kbcnet.csfa import CSFA
 from kbc.kbcnet.decoder import Decoder
-from kbc.matchers.features import Grid
+from kbc.tensors import Grid
 
 Described = list[Tensor]
 """Feature maps (B, C, h, w) on the matched grid, of unit length along C: the refined ones first, then one per layer."""

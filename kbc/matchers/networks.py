@@ -12,8 +12,7 @@ import numpy.typing as npt
 from kbc.errors import InputError, MatcherError, must_be
 from kbc.geometry import Window, as_size, defined
 from kbc.images import Image
-from kbc.matchers.features import imagenet_normalised, sample, soft_peak
-from kbc.matchers.registry import usable_device
+from kbc.tensors import imagenet_normalised, sample, soft_peak, usable_device
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
-from kbc.errors import InputError, must_be
+from kbc.errors import InputError, must_be, nearest
 from kbc.matchers.protocol import Matcher
+from kbc.tensors import usable_device
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 GROUP = "kbc.matchers"
 
@@ -62,31 +61,6 @@ def load_matcher(name: str, **options: Any) -> Matcher:
 
 def _is_switch(parameter: inspect.Parameter) -> bool:
     return parameter.annotation in (bool, "bool") or isinstance(parameter.default, bool)
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """A device that torch has here, tried out.
-
-    Raises:
-        InputError: an unknown name, or a device that this machine or this build of torch lacks.
-    """
-    import torch
-
-    try:
-        found = torch.device(device)
-        torch.zeros(1, device=found).cpu()  # which "meta" refuses
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(must_be("device", "one that torch can use here", f"{device!r} ({reason})")) from error
-    return found
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint: the nearest known names, or all of them."""
-    names = sorted(known)
-    by_lower = {one.lower(): one for one in names}
-    close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
 
 
 def _found() -> dict[str, EntryPoint]:

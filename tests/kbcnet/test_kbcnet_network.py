@@ -15,8 +15,8 @@ from kbc.kbcnet.checkpoint import empty_network
 from kbc.kbcnet.csfa import CSFA, _position_code
 from kbc.kbcnet.decoder import nearness, pooled, unpooled
 from kbc.kbcnet.model import Network, corners, rows_at
-from kbc.matchers.features import Grid
 from kbc.matchers.resnet import ResNet
+from kbc.tensors import Grid
 
 
 def images(count: int = 2, size: tuple[int, int] = (64, 64), seed: int = 0) -> torch.Tensor:

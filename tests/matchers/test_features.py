@@ -11,8 +11,9 @@ from torch import Tensor
 
 import kbc
 from kbc.errors import InputError, MatcherError
-from kbc.matchers.features import FeatureMatcher, Grid, soft_peak
+from kbc.matchers.features import FeatureMatcher
 from kbc.matchers.protocol import run_matcher
+from kbc.tensors import Grid, soft_peak
 from kbc.types import Pair
 from tests.conftest import draw_scene
 

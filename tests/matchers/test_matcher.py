@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kbc.errors import InputError, MatcherError
-from kbc.matchers.protocol import FunctionMatcher, SimilarityMatcher, as_matcher, matcher_name, run_matcher
+from kbc.matchers.function import FunctionMatcher, as_matcher
+from kbc.matchers.protocol import SimilarityMatcher, matcher_name, run_matcher
 from kbc.types import Match, Pair
 from tests.conftest import draw_scene
 

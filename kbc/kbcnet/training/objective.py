@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kbc.matchers.features import soft_peak
+from kbc.tensors import soft_peak
 
 
 def cell_loss(rows: Tensor, truth: Tensor, known: Tensor, temperature: Tensor, sigma: float = 0.6) -> Tensor:

@@ -30,8 +30,7 @@ from kbc.kbcnet.training.objective import cell_loss, end_point_loss
 from kbc.kbcnet.training.pool import FeaturePool
 from kbc.kbcnet.training.recipe import Recipe
 from kbc.kbcnet.training.sources import HELD_OUT, PairSource, pair_source
-from kbc.matchers.features import soft_peak
-from kbc.matchers.registry import usable_device
+from kbc.tensors import soft_peak, usable_device
 from kbc.weights import load_metadata, load_safetensors, save_safetensors
 
 

@@ -1,0 +1,163 @@
+"""What every module that works on tensors shares: devices, normalisation, grids of cells, sampling, peaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kbc.errors import InputError, must_be
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def imagenet_normalised(images: Tensor) -> Tensor:
+    """(…, 3, H, W) RGB in [0, 1] → by ImageNet's mean and deviation."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images - mean) / std
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where the cells of a feature map lie in the network's input.
+
+    Attributes:
+        stride: input pixels per cell.
+        offset: input pixel of the first cell's centre: (stride − 1)/2 for patches, 0 for networks of symmetrically
+            padded strided convolutions such as ResNet.
+    """
+
+    stride: float
+    offset: float
+
+    def to_cells(self, points: Tensor) -> Tensor:
+        """Input pixels (…, 2) in fractional cells."""
+        return (points - self.offset) / self.stride
+
+    def to_pixels(self, cells: Tensor) -> Tensor:
+        """Fractional cells (…, 2) in input pixels."""
+        return cells * self.stride + self.offset
+
+    @property
+    def patches(self) -> bool:
+        """Whether the cells are patches, side by side from the edge on."""
+        return abs(self.offset - (self.stride - 1) / 2) < 1e-6
+
+    def covers(self, side: int, cells: int) -> bool:
+        """Whether this many cells are what the grid gives of an input side of this many pixels.
+
+        Patches: as many as fit. Others: the cells lie about as far from one edge as from the other.
+        """
+        if self.patches:
+            return cells == int(side / self.stride + 1e-6)
+        return cells > 0 and abs(self.offset - (side - 1 - (cells - 1) * self.stride) / 2) <= self.stride / 2
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that torch has here, tried out.
+
+    Raises:
+        InputError: an unknown name, or a device that this machine or this build of torch lacks.
+    """
+    import torch
+
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu()  # which "meta" refuses
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(must_be("device", "one that torch can use here", f"{device!r} ({reason})")) from error
+    return found
+
+
+def sample(features: Tensor, cells: Tensor, mode: str = "bilinear") -> Tensor:
+    """Values of a map (C, h, w) between its cells, at fractional cells (N, 2) x then y → (C, N); edges are repeated."""
+    import torch
+
+    height, width = features.shape[-2:]
+    size = torch.tensor([width, height], dtype=cells.dtype, device=cells.device)
+    grid = ((cells + 0.5) * 2 / size - 1).nan_to_num(0.0)[None, None]
+    values = torch.nn.functional.grid_sample(
+        features[None], grid.to(features.dtype), mode=mode, padding_mode="border", align_corners=False
+    )
+    return values[0, :, 0]
+
+
+def soft_peak(values: Tensor, reach: int = 1, temperature: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Sub-cell peak of similarity maps: the highest cell, then a soft-argmax over its neighbours.
+
+    Args:
+        values: (N, h, w) similarities; NaN rows are undefined.
+        reach: neighbours on each side that take part.
+        temperature: of the softmax over the neighbourhood.
+
+    Returns:
+        cells (N, 2), x then y, fractional; and the score (N,) at the highest cell. NaN for undefined rows.
+    """
+    import torch
+
+    count, height, width = values.shape
+    if count == 0:
+        return values.new_zeros((0, 2)), values.new_zeros(0)
+    flat = values.reshape(count, -1)
+    undefined = flat.isnan().any(dim=1)
+    score, best = flat.nan_to_num(0.0).max(dim=1)
+    y, x = best // width, best % width
+    steps = torch.arange(-reach, reach + 1, device=values.device)
+    dy, dx = torch.meshgrid(steps, steps, indexing="ij")
+    ys, xs = y[:, None] + dy.reshape(-1), x[:, None] + dx.reshape(-1)
+    valid = (ys >= 0) & (ys < height) & (xs >= 0) & (xs < width)
+    near = flat.gather(1, ys.clamp(0, height - 1) * width + xs.clamp(0, width - 1))
+    weight = torch.softmax(torch.where(valid, near / temperature, -torch.inf).nan_to_num(nan=0.0), dim=1)
+    cells = torch.stack([(weight * xs).sum(1), (weight * ys).sum(1)], dim=1)
+    return cells.masked_fill(undefined[:, None], torch.nan), score.masked_fill(undefined, torch.nan)
+
+
+def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The highest local peaks of maps (N, h, w), to less than a cell.
+
+    Returns:
+        cells (N, most, 2), x then y, NaN where a map has fewer; and how many of the map's deviations each peak lies
+        below the map's highest, (N, most), −inf where there is none.
+    """
+    import torch
+
+    values = torch.as_tensor(maps)
+    if len(values) == 0:
+        return np.empty((0, most, 2)), np.empty((0, most))
+    highest = torch.nn.functional.max_pool2d(values[None], 3, 1, 1)[0]
+    flat = torch.where(values >= highest, values, -torch.inf).flatten(1)
+    top, best = flat.topk(min(most, flat.shape[1]), dim=1)
+    width = values.shape[2]
+    y, x = best // width, best % width
+    deviation = values.flatten(1).std(dim=1).mean().clamp_min(1e-9)
+    cells = torch.stack([_refined(values, y, x, 1), _refined(values, y, x, 0)], dim=-1).double()
+    none = torch.isinf(top)
+    cells = cells.masked_fill(none[..., None], torch.nan)
+    below = ((top - top[:, :1]) / deviation).double().masked_fill(none, -torch.inf)
+    short = most - top.shape[1]
+    if short:
+        cells = torch.nn.functional.pad(cells, (0, 0, 0, short), value=torch.nan)
+        below = torch.nn.functional.pad(below, (0, short), value=-torch.inf)
+    return cells.cpu().numpy(), below.cpu().numpy()
+
+
+def _refined(values: Tensor, y: Tensor, x: Tensor, axis: int) -> Tensor:
+    """The place of peaks (N, M) along one axis (0: y, 1: x): the vertex of a parabola through three cells."""
+    import torch
+
+    rows = torch.arange(values.shape[0], device=values.device)[:, None]
+    at = x if axis else y
+    last = values.shape[-1 if axis else -2] - 1
+    low, high = (at - 1).clamp_min(0), (at + 1).clamp_max(last)
+    before = values[rows, y, low] if axis else values[rows, low, x]
+    after = values[rows, y, high] if axis else values[rows, high, x]
+    curve = before + after - 2 * values[rows, y, x]
+    step = torch.where(curve < 0, 0.5 * (before - after) / curve.clamp_max(-1e-12), torch.zeros_like(curve))
+    return at + step.clamp(-0.5, 0.5)
