@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -82,12 +83,12 @@ class PairState:
     notes: list[str] = field(default_factory=list)
     _cuts: dict[tuple[str, Window], Image] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def usable(self) -> npt.NDArray[np.bool_]:
         """(S,) the points that speak for the layout: the known keypoints and the support points."""
         return np.concatenate([self.known, np.ones(len(self.points) - len(self.known), dtype=np.bool_)])
 
-    @property
+    @cached_property
     def framing(self) -> npt.NDArray[np.bool_]:
         """(S,) the points whose box is the object's: the known keypoints, or all where those are too few to tell."""
         few = int(self.known.sum()) < self.min_points_for_extent and self.pair.source_box is None
@@ -97,11 +98,17 @@ class PairState:
         """The object's box in the target, whose framing points (F, 2) lie here: as much larger than their own box as
         the object's box in the source is than theirs there, so that both windows show equally much.
         """
-        box, before = Box.around(points), Box.around(self.points[self.framing])
-        if box is None or before is None:
+        box = Box.around(points)
+        if box is None:
             return None
-        larger = self.box.longest / before.longest if before.longest > 0 else 1.0
-        return box.grown(0.5 * max(larger - 1, 0.0) * box.longest).clipped(self.target_hw)
+        return box.grown(0.5 * (self._larger - 1) * box.longest).clipped(self.target_hw)
+
+    @cached_property
+    def _larger(self) -> float:
+        """How much larger the object's box in the source is than that of its framing points; at least 1."""
+        before = Box.around(self.points[self.framing])
+        known = before is not None and before.longest > 0
+        return max(self.box.longest / before.longest, 1.0) if known and before is not None else 1.0
 
     @property
     def source_hw(self) -> SizeHW:
@@ -124,7 +131,8 @@ class PairState:
         if key not in self._cuts:
             image = self.pair.source if side == "source" else self.pair.target
             whole = Window.whole(image_hw(image))
-            cut = image if window == whole else window.cut(image, config.interpolation)
+            # A copy of its own, frozen: what is known never to change is hashed once.
+            cut = image.copy() if window == whole else window.cut(image, config.interpolation)
             cut.setflags(write=False)
             self._cuts[key] = cut
         return self._cuts[key]

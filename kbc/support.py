@@ -95,6 +95,6 @@ def _inside(points: Points, hull: Points, reach: float) -> npt.NDArray[np.bool_]
     """Mask of the points inside a convex polygon moved out by `reach` pixels on every side."""
     along = np.roll(hull, -1, axis=0) - hull
     normal = np.stack([along[:, 1], -along[:, 0]], axis=1) / np.maximum(np.linalg.norm(along, axis=1), 1e-9)[:, None]
-    away = np.einsum("npc,pc->np", points[:, None] - hull[None], normal)
-    turned = np.sign(np.einsum("pc,pc->p", hull.mean(axis=0) - hull, normal).sum())
+    away = points @ normal.T - (hull * normal).sum(axis=1)
+    turned = np.sign(((hull.mean(axis=0) - hull) * normal).sum())
     return np.asarray((-turned * away).max(axis=1) <= reach, dtype=np.bool_)

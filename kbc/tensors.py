@@ -131,8 +131,7 @@ def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.floa
     values = torch.as_tensor(maps)
     if len(values) == 0:
         return np.empty((0, most, 2)), np.empty((0, most))
-    highest = torch.nn.functional.max_pool2d(values[None], 3, 1, 1)[0]
-    flat = torch.where(values >= highest, values, -torch.inf).flatten(1)
+    flat = torch.where(values >= _highest_near(values), values, -torch.inf).flatten(1)
     top, best = flat.topk(min(most, flat.shape[1]), dim=1)
     width = values.shape[2]
     y, x = best // width, best % width
@@ -146,6 +145,20 @@ def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.floa
         cells = torch.nn.functional.pad(cells, (0, 0, 0, short), value=torch.nan)
         below = torch.nn.functional.pad(below, (0, short), value=-torch.inf)
     return cells.cpu().numpy(), below.cpu().numpy()
+
+
+def _highest_near(values: Tensor) -> Tensor:
+    """The highest of each cell and its eight neighbours (…, h, w); on a CPU far faster than max pooling."""
+    import torch
+
+    for axis in (-1, -2):
+        found = values.clone()
+        length = values.shape[axis] - 1
+        before, after = values.narrow(axis, 0, length), values.narrow(axis, 1, length)
+        found.narrow(axis, 1, length).copy_(torch.maximum(found.narrow(axis, 1, length), before))
+        found.narrow(axis, 0, length).copy_(torch.maximum(found.narrow(axis, 0, length), after))
+        values = found
+    return values
 
 
 def _refined(values: Tensor, y: Tensor, x: Tensor, axis: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,7 @@ class FeatureMatcher:
         self._normalise = normalise
         self._device = device
         self._cache = _Cache(cache_bytes)
+        self._latest: WeakKeyDictionary[Pair, Tensor] = WeakKeyDictionary()
 
     def with_votes(self) -> Self:
         """This matcher, sharing its cache, with the votes of the surrounding matches added to every similarity.
@@ -64,6 +66,7 @@ class FeatureMatcher:
         """
         voting = copy(self)
         voting.votes = True
+        voting._latest = WeakKeyDictionary()
         return voting
 
     def clear_cache(self) -> None:
@@ -104,42 +107,51 @@ class FeatureMatcher:
         return [found[key] for key in keys]
 
     def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
-        """Per pair (N, h, w): cosine of each keypoint's feature with the target's cells, over the whole target."""
+        """Per pair (N, h, w): cosine of each keypoint's feature with the target's cells, over the whole target.
+
+        Free right after `match` of the same `Pair` objects.
+        """
         import torch
 
-        sources = self.features([pair.source for pair in pairs])
-        targets = self.features([pair.target for pair in pairs])
-        maps = []
+        found = {pair: values for pair in pairs if (values := self._latest.pop(pair, None)) is not None}
+        missing = [pair for pair in pairs if pair not in found]
+        found.update(zip(missing, self._compared(missing), strict=True))
         with torch.inference_mode():
-            for pair, source, target in zip(pairs, sources, targets, strict=True):
-                values = self._similarity(pair, source, target, votes=self.votes)
-                maps.append(self._on_regular_cells(values).cpu().numpy())
-        return maps
+            return [self._on_regular_cells(found[pair]).cpu().numpy() for pair in pairs]
+
+    def _compared(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """Per pair the similarity of its keypoints (N, h, w) with the target's own cells."""
+        import torch
+
+        features = self.features([image for pair in pairs for image in (pair.source, pair.target)])
+        with torch.inference_mode():
+            return [
+                self._similarity(pair, source, target)
+                for pair, source, target in zip(pairs, features[::2], features[1::2], strict=True)
+            ]
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """The peak of each keypoint's similarity; the score is the similarity there."""
         import torch
 
-        features = self.features([image for pair in pairs for image in (pair.source, pair.target)])
         matches = []
         with torch.inference_mode():
-            for index, pair in enumerate(pairs):
-                source, target = features[2 * index : 2 * index + 2]
-                values = self._similarity(pair, source, target, votes=self.votes)
+            for pair, values in zip(pairs, self._compared(pairs), strict=True):
+                self._latest[pair] = values  # kbc asks for it next
                 cells, score = soft_peak(values)
                 inside = self.grid.to_pixels(cells).double().cpu().numpy()
                 points = self._frame(pair.target).to_image(inside)
                 matches.append(Match(points, score.double().cpu().numpy()))
         return matches
 
-    def _similarity(self, pair: Pair, source: Tensor, target: Tensor, votes: bool) -> Tensor:
+    def _similarity(self, pair: Pair, source: Tensor, target: Tensor) -> Tensor:
         import torch
 
         inside: Points = self._frame(pair.source).to_window(pair.keypoints)
         cells = self.grid.to_cells(torch.as_tensor(inside, dtype=source.dtype, device=source.device))
         queries = torch.nn.functional.normalize(sample(source, cells), dim=0)
         values = torch.einsum("cn,chw->nhw", queries, target)
-        if votes:
+        if self.votes:
             values = values + _VOTE_WEIGHT * _voted(source, target, cells)
         known = torch.as_tensor(defined(pair.keypoints), device=values.device)
         return torch.where(known[:, None, None], values, torch.nan)
