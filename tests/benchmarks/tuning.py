@@ -108,8 +108,8 @@ def main() -> None:
         "# How the constants of `kbc.tuning` were chosen",
         "",
         f"Made by `python tests/benchmarks/tuning.py --data $KBC_DATA --limit {args.limit}`: PCK@0.1, one constant at a "
-        f"time, mean over {len(PHOTOGRAPHS)} sets of photographs (ResNet-18, 256 px) and {len(DRAWN)} drawn ones (the "
-        "simulated matcher of strength.py). The value in use is bold.",
+        f"time, mean over {len(PHOTOGRAPHS)} sets of photographs (ResNet-18, 256 px) and {len(DRAWN)} drawn ones "
+        "(strength.py). The value in use is bold.",
         "",
         "| constant | value | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 2) + "|",
