@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
 CONSTRAINTS = -c constraints.txt
 
-.PHONY: demo test test-slow lint docs report clean
+.PHONY: demo test test-slow test-triton lint docs report clean
 
 demo: .venv/ready
 	.venv/bin/kbc demo
@@ -13,6 +13,11 @@ test: .venv/ready-dev
 
 test-slow: .venv/ready-dev
 	.venv/bin/python -m pytest -m slow
+
+# The Triton kernels in its interpreter: right values on a CPU, no GPU needed. Minutes.
+test-triton: .venv/ready-dev
+	$(PIP) install $(CONSTRAINTS) "triton>=3.9"
+	.venv/bin/python -m pytest -m "slow or not slow" tests/ops/test_conv4d_triton.py
 
 lint: .venv/ready-dev
 	.venv/bin/ruff check .

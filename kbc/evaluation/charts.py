@@ -49,12 +49,18 @@ def bars(report: Mapping[str, Any], path: Path) -> Path:
             ink, hatch = _INK[place % len(_INK)], _HATCH[place % len(_HATCH)]
             ax.bar(at, heights, step, label=label, color=ink, hatch=hatch, edgecolor="white", linewidth=0.5)
         ax.set_xticks(np.arange(len(groups)), groups, fontsize=8, rotation=0 if names is None else 15)
-        ax.set_ylabel("PCK@0.1, %", fontsize=8)
+        ax.set_ylabel(_measured(report), fontsize=8)
         whole = "mean over the data sets" if len(datasets) > 1 else datasets[0]["name"]
         ax.set_title(str(names or whole), fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, ncols=min(len(labels), 3), frameon=False, loc="upper left", bbox_to_anchor=(0, -0.12))
     return viz.save(figure, path)
+
+
+def _measured(report: Mapping[str, Any]) -> str:
+    """What the heights are: PCK at the threshold that the report leads with."""
+    alphas = sorted({f"{dataset['headline']:g}" for dataset in report["datasets"]})
+    return f"PCK@{'/'.join(alphas)}, %"
 
 
 def against_size(report: Mapping[str, Any], path: Path) -> Path:
@@ -75,7 +81,7 @@ def against_size(report: Mapping[str, Any], path: Path) -> Path:
             ax.fill_between(middle, low, high, color=ink, alpha=0.08, lw=0)
         ax.set_title(matcher, fontsize=9)
         ax.set_xlabel("longest side of the box / image side", fontsize=8)
-        ax.set_ylabel("PCK@0.1, %", fontsize=8)
+        ax.set_ylabel(_measured(report), fontsize=8)
         ax.set_ylim(0, 100)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, frameon=False)

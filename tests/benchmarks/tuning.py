@@ -107,8 +107,8 @@ def main() -> None:
     lines = [
         "# How the constants of `kbc.tuning` were chosen",
         "",
-        f"Made by `python tests/benchmarks/tuning.py --data $KBC_DATA --limit {args.limit}`: PCK@0.1, one constant at a "
-        f"time, mean over {len(PHOTOGRAPHS)} sets of photographs (ResNet-18, 256 px) and {len(DRAWN)} drawn ones "
+        f"Made by `python tests/benchmarks/tuning.py --data $KBC_DATA --limit {args.limit}`: PCK@0.1, one constant at "
+        f"a time, mean over {len(PHOTOGRAPHS)} sets of photographs (ResNet-18, 256 px) and {len(DRAWN)} drawn ones "
         "(strength.py). The value in use is bold.",
         "",
         "| constant | value | " + " | ".join(columns) + " |",

@@ -315,3 +315,20 @@ def test_a_data_set_without_a_pair_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`data` must be at least one usable pair, received none; `kbc data check"):
         command.run(arguments("--data", "coco", "--root", str(tmp_path), "--out", str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+def test_charts_name_the_threshold_that_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from kbc import viz
+    from kbc.evaluation import charts
+
+    drawn = []
+    monkeypatch.setattr(viz, "save", lambda figure, path: drawn.append(figure) or path)
+    shares = {"per_image": {"0.2": 0.5}}
+    run = {"name": "m", "matcher": "m", "mode": "off", "size": None}
+    bin_ = {"low": 0.0, "high": 0.2, "pck": 0.5, "interval": [0.4, 0.6]}
+    dataset = {"name": "d", "headline": 0.2, "runs": {"m": shares}}
+    report = {"matchers": ["m"], "datasets": [dataset], "runs": [run], "pooled": {"m": [bin_]}}
+    charts.bars(report, tmp_path / "bars.png")
+    charts.against_size(report, tmp_path / "size.png")
+    assert [figure.axes[0].get_ylabel() for figure in drawn] == ["PCK@0.2, %", "PCK@0.2, %"]
