@@ -18,8 +18,8 @@ COST: dict[str, float] = {"fast": 2.0, "balanced": 4.0, "thorough": 16.0}
 class KBCConfig(BaseModel):
     """What KBC does. Frozen; unknown fields are refused.
 
-    Each default was chosen by a measurement on real photographs; `examples/results/defaults.md` holds the figures and
-    the command that made them.
+    Each default was chosen by a measurement on real photographs; `examples/results/defaults.md` and
+    `tuning.md` hold the figures and the commands that made them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -146,7 +146,7 @@ def markdown(tables: dict[str, Table], rows: Configs, title: str, command: str) 
         "Cost in units of one plain match.",
         "",
         "*Gap closed*: how much of the way from no KBC to the true window (with the matcher's own points) is made; "
-        "over 100 % where choosing the points jointly adds to the window. *Worse / better*: share of pairs more than "
+        "over 100 % where the layout corrects the matcher's answers. *Worse / better*: share of pairs more than "
         "10 points below / above no KBC, and by how much the worse ones are.",
         "",
     ]
