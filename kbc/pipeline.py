@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,11 +69,11 @@ class KBCMatcher:
         """Answers (N, 2) in the target's pixels; see `Pair` for the arguments and `match` for what happened."""
         return self.match([Pair(source, target, keypoints, source_box, target_box)])[0].keypoints
 
-    def match(self, pairs: Sequence[Pair], progress: Progress | bool | None = None) -> list[MatchResult]:
+    def match(self, pairs: Iterable[Pair], progress: Progress | bool | None = None) -> list[MatchResult]:
         """Match pairs, `batch_size` at a time; a batch gives what pair by pair gives.
 
         Args:
-            pairs: what to match.
+            pairs: what to match, in any iterable.
             progress: called with (done, all) after each batch; True shows a tqdm bar where tqdm is installed.
 
         Raises:
@@ -82,6 +82,7 @@ class KBCMatcher:
         """
         if isinstance(pairs, Pair):
             raise InputError(must_be("pairs", "a sequence of kbc.Pair", "one Pair", "write match([pair])[0]"))
+        pairs = list(pairs)
         for pair in pairs:
             if not isinstance(pair, Pair):
                 raise InputError(must_be("pairs", "a sequence of kbc.Pair", type(pair).__name__))

@@ -75,6 +75,12 @@ class Pair:
         put(self, "source_box", _inside(source_box, self.source, "source_box"))
         put(self, "target_box", _inside(target_box, self.target, "target_box"))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A pair that was pickled or copied is read-only again."""
+        self.__dict__.update(state)
+        for array in (self.source, self.target, self.keypoints):
+            array.setflags(write=False)
+
     @classmethod
     def trusted(cls, source: Image, target: Image, keypoints: Points) -> Pair:
         """A pair of images and points that are known to be right: cut-outs of a pair that passed the door."""

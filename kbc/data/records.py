@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
@@ -64,6 +65,12 @@ class PairRecord:
             points.setflags(write=False)
             object.__setattr__(self, name, points)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Points that were pickled or copied are read-only again."""
+        self.__dict__.update(state)
+        for points in (self.keypoints, self.target_keypoints):
+            points.setflags(write=False)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -84,6 +91,10 @@ class ImageCache:
         self._open, self.max_bytes, self.bytes = open_image, max_bytes, 0
         self._images: OrderedDict[Path, Image] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, and a deep copy, begin with no images."""
+        return (ImageCache, (self._open, self.max_bytes))
 
     def __call__(self, path: Path) -> Image:
         """The image of this path, decoded at most once while it is held."""
@@ -233,20 +244,21 @@ def sized(sizes: Mapping[Path, tuple[int, int]]) -> Callable[[Path], Image]:
         sizes: path → (height, width) in pixels, as annotated; a path that is not there may have any size.
     """
 
-    def open_image(path: Path) -> Image:
-        image = load_image(path)
-        height, width = image.shape[:2]
-        annotated = sizes.get(path, (height, width))
-        if annotated != (height, width):
-            picture, hint = f"those of the picture, {width}×{height}", "annotate the picture as it is now"
-            if turned(path):
-                picture += " once its EXIF tag has turned it upright"
-                hint = "annotate it upright, or take the tag out of the file if it was annotated without"
-            argument = f"width and height of {path.name}"
-            raise DataError(must_be(argument, picture, f"{annotated[1]}×{annotated[0]}", hint))
-        return image
+    return partial(_open_sized, sizes)
 
-    return open_image
+
+def _open_sized(sizes: Mapping[Path, tuple[int, int]], path: Path) -> Image:
+    image = load_image(path)
+    height, width = image.shape[:2]
+    annotated = sizes.get(path, (height, width))
+    if annotated != (height, width):
+        picture, hint = f"those of the picture, {width}×{height}", "annotate the picture as it is now"
+        if turned(path):
+            picture += " once its EXIF tag has turned it upright"
+            hint = "annotate it upright, or take the tag out of the file if it was annotated without"
+        argument = f"width and height of {path.name}"
+        raise DataError(must_be(argument, picture, f"{annotated[1]}×{annotated[0]}", hint))
+    return image
 
 
 class Record(BaseModel):

@@ -94,12 +94,21 @@ class KBCNet(FeatureMatcher):
             expected = f"small enough for a correlation of {MAX_CORRELATION / 2**30:.0f} GiB"
             raise InputError(must_be("size", expected, received, "KBC gives small objects their pixels instead"))
         self.network = network.to(device).eval()
+        self._compile = compile
         self._describe: Any = torch.compile(network.describe) if compile else network.describe
         self._amp = amp
         super().__init__(
             self._encode, network.grid, size_hw, name=name, device=torch.device(device), cache_bytes=cache_bytes
         )
         self.max_batch = 32
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What torch.compile made stays behind; it is made anew."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_describe"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._describe = torch.compile(self.network.describe) if self._compile else self.network.describe
 
     def with_votes(self) -> Self:
         """Itself: its decoder has them (`ModelConfig.votes`)."""

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from kbc.errors import InputError, must_be
 from kbc.matchers.features import FeatureMatcher, from_features
-from kbc.matchers.resnet import STRIDES, ResNetName, resnet
+from kbc.matchers.resnet import STRIDES, ResNet, ResNetName, resnet
 
 _CELL = 8
 _BINS = 9
@@ -155,16 +155,21 @@ def hypercolumns(
     chosen = tuple(map(int, given))
     if weights is None:
         raise InputError(must_be("weights", "a path, or 'imagenet'", None))
-    network = resnet(name, weights).to(device)
-    stride = STRIDES[max(chosen)]
-
-    def encode(images: Tensor) -> Tensor:
-        maps = network(images, chosen)
-        coarsest = maps[max(chosen)]
-        return torch.cat([_shrunk(functional.normalize(maps[k], dim=1), coarsest) for k in chosen], dim=1)
-
-    matcher = from_features(encode, stride, size=size, offset=0.0, name=name, device=device)
+    encode = _Hypercolumns(resnet(name, weights).to(device), chosen)
+    matcher = from_features(encode, STRIDES[max(chosen)], size=size, offset=0.0, name=name, device=device)
     return matcher.with_votes() if votes else matcher
+
+
+class _Hypercolumns:
+    """(B, 3, H, W) → the layers' maps, each normalised, concatenated at the coarsest layer's cells."""
+
+    def __init__(self, network: ResNet, layers: tuple[int, ...]) -> None:
+        self.network, self.layers = network, layers
+
+    def __call__(self, images: Tensor) -> Tensor:
+        maps = self.network(images, self.layers)
+        coarsest = maps[max(self.layers)]
+        return torch.cat([_shrunk(functional.normalize(maps[k], dim=1), coarsest) for k in self.layers], dim=1)
 
 
 def _shrunk(maps: Tensor, coarsest: Tensor) -> Tensor:

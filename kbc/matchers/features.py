@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -55,6 +55,13 @@ class FeatureMatcher:
         self._device = device
         self._cache = _Cache(cache_bytes)
         self._latest: WeakKeyDictionary[Pair, Tensor] = WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was compared last stays behind; the cache empties itself."""
+        return {name: value for name, value in vars(self).items() if name != "_latest"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _latest=WeakKeyDictionary())
 
     def with_votes(self) -> Self:
         """This matcher, sharing its cache, with the votes of the surrounding matches added to every similarity.
@@ -216,6 +223,10 @@ class _Cache:
         self._held = 0
         self._maps: OrderedDict[bytes, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, and a deep copy, begin with an empty cache."""
+        return (_Cache, (self._most,))
 
     def get(self, key: bytes) -> Tensor | None:
         with self._lock:

@@ -131,6 +131,13 @@ class CorrelationMatcher(_StretchedNetwork):
         self._source_grid = source_grid
         self._kept: WeakKeyDictionary[Pair, Tensor] = WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What was kept of the last pairs stays behind."""
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _kept=WeakKeyDictionary())
+
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """The sub-cell peak of each keypoint's row of the correlation; the score is its value."""
         import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord
 from kbc.data.scenes.render import ScenePair, scene_pair
@@ -36,16 +37,23 @@ def open_scenes(
     if count < 1:
         raise InputError(must_be("count", "at least 1", count))
 
-    @lru_cache(maxsize=2)  # both images of a pair are asked for one after the other
-    def drawn(number: int) -> ScenePair:
-        return scene_pair(number, size_hw=size_hw, object_fraction=object_fraction, category=category)
+    scenes = _Scenes(size_hw, object_fraction, category)
+    records = [scenes.record(seed + i) for i in range(count)]
+    return Dataset("scenes", records, open_image=scenes.image, cache_bytes=cache_bytes)
 
-    def image(path: Path) -> Image:
-        pair = drawn(int(path.parent.name)).pair
-        return pair.source if path.name == "source" else pair.target
 
-    def record(number: int) -> PairRecord:
-        scene = drawn(number)
+class _Scenes:
+    """Draws the pairs; the arguments are those of `scene_pair`."""
+
+    def __init__(self, size_hw: tuple[int, int], object_fraction: tuple[float, float], category: str | None) -> None:
+        self._options = (size_hw, object_fraction, category)
+        self._drawn = lru_cache(maxsize=2)(self._draw)  # both images of a pair are asked for one after the other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Scenes, self._options)
+
+    def record(self, number: int) -> PairRecord:
+        scene = self._drawn(number)
         folder = Path("scenes") / str(number)
         return PairRecord(
             id=str(number),
@@ -58,4 +66,10 @@ def open_scenes(
             category=scene.category,
         )
 
-    return Dataset("scenes", [record(seed + i) for i in range(count)], open_image=image, cache_bytes=cache_bytes)
+    def image(self, path: Path) -> Image:
+        pair = self._drawn(int(path.parent.name)).pair
+        return pair.source if path.name == "source" else pair.target
+
+    def _draw(self, number: int) -> ScenePair:
+        size_hw, object_fraction, category = self._options
+        return scene_pair(number, size_hw=size_hw, object_fraction=object_fraction, category=category)
