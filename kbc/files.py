@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -90,3 +91,25 @@ def write_json(data: object, path: str | os.PathLike[str], argument: str = "path
         return
     with written_whole(path, argument) as file:
         file.write(text.encode())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; "" where there is no regular file that can be read."""
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError):  # ValueError: a name with a NUL
+        return ""
+
+
+def tree_digest(path: Path) -> str:
+    """`file_digest` of a file, or of a folder's Python files by their names; "" where there is neither."""
+    try:
+        if not path.is_dir():
+            return file_digest(path)
+    except OSError:  # a name longer than the file system takes
+        return ""
+    code = sorted(path.rglob("*.py"))
+    return hashlib.sha256(repr([(str(p.relative_to(path)), file_digest(p)) for p in code]).encode()).hexdigest()

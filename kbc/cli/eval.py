@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     ranks = torchrun_rank()
     start = time.perf_counter()
     if ranks is not None:
-        gathered = execute_torchrun(plan, folder, args.strict)
+        gathered = execute_torchrun(plan, folder, datasets, args.strict)
         if gathered is None:
             return 0
         outcomes = gathered
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         shard = parse_shard(args.shard) if args.shard else (0, 1)
         with nullcontext() if args.quiet else _progress() as progress:
             if args.jobs > 1:
-                execute_jobs(plan, folder, args.jobs, strict=args.strict, progress=progress)
+                execute_jobs(plan, folder, datasets, args.jobs, strict=args.strict, progress=progress)
             else:
                 execute(plan, folder, datasets, shard=shard, strict=args.strict, progress=progress)
         if args.shard:
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         outcomes = read_outcomes(folder)
     seconds = time.perf_counter() - start
-    return _report(args, plan, folder, list(outcomes.values()), seconds)
+    return _report(args, plan, folder, datasets, list(outcomes.values()), seconds)
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -198,11 +198,17 @@ def _runs(args: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def _report(args: argparse.Namespace, plan: Plan, folder: Path, outcomes: list[Outcome], seconds: float) -> int:
+def _report(
+    args: argparse.Namespace,
+    plan: Plan,
+    folder: Path,
+    datasets: list[Dataset],
+    outcomes: list[Outcome],
+    seconds: float,
+) -> int:
     from kbc.evaluation.markdown import render
     from kbc.evaluation.report import build
 
-    datasets = plan.open()
     protocols = {
         dataset.name: protocol_for(args, source, dataset)
         for source, dataset in zip(plan.sources, datasets, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import threading
 from collections import OrderedDict
@@ -15,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kbc.errors import DataError, InputError, counted, must_be, requirement
+from kbc.files import file_digest
 from kbc.geometry import Box, Points, defined
 from kbc.images import Image, load_image, turned
 from kbc.types import Pair
@@ -194,6 +196,22 @@ class Dataset(Sequence[PairRecord]):
     def images(self) -> list[Path]:
         """Every image named by a pair, once, in order of appearance."""
         return list(dict.fromkeys(p for r in self.records for p in (r.source_path, r.target_path)))
+
+    def digest(self) -> str:
+        """SHA-256 of what results depend on: every pair as annotated, and the bytes of the image files that pairs name.
+
+        An image that is no file (a drawn scene) counts by its name, one that cannot be read as missing. The photos
+        that surround those of a shrunk set count where a pair of the set names them.
+        """
+        content = hashlib.sha256(repr([self.name, len(self)]).encode())
+        for record in self.records:
+            boxes = [None if box is None else box.xyxy for box in (record.source_box, record.target_box)]
+            points = [record.keypoints.tolist(), record.target_keypoints.tolist()]
+            said = [record.id, str(record.source_path), str(record.target_path), record.bbox_kind, record.category]
+            content.update(repr([said, points, boxes, sorted(record.fields.items())]).encode())
+        for path in self.images():
+            content.update(repr([str(path), file_digest(path)]).encode())
+        return content.hexdigest()
 
     def check(self) -> list[Problem]:
         """Everything wrong with the set: what reading found, and every image that cannot be decoded.

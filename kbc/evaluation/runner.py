@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +17,7 @@ import numpy as np
 from kbc.data import Dataset, PairRecord, open_dataset, shrink
 from kbc.errors import DataError, InputError, KBCError, must_be
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
-from kbc.files import output_folder, write_json
+from kbc.files import output_folder, tree_digest, write_json
 from kbc.matchers.protocol import Matcher, run_matcher
 from kbc.types import Match, Pair
 
@@ -132,11 +133,31 @@ class Plan:
         for bare in {repr(run): run for run in (replace(run, mode=OFF, config={}) for run in self.runs)}.values():
             bare.build()
 
-    def claim(self, folder: Path) -> None:
+    def content(self, datasets: Sequence[Dataset]) -> dict[str, str]:
+        """Digests of what the plan only names: the data sets, and the files and folders among the matchers' options.
+
+        Of a folder (a checkout) its Python files count. Results depend on the version of kbc too.
+
+        Args:
+            datasets: `self.open()`.
+        """
+        named = {str(value) for run in self.runs for value in run.options.values() if isinstance(value, str | Path)}
+        files = {name: tree_digest(Path(name).expanduser()) for name in sorted(named) if name}
+        return {
+            "kbc": version("kbc"),
+            **{f"data set {dataset.name}": dataset.digest() for dataset in datasets},
+            **{name: digest for name, digest in files.items() if digest},
+        }
+
+    def claim(self, folder: Path, datasets: Sequence[Dataset]) -> None:
         """Write the plan into the folder, or check that the one whose results are there is the same.
 
+        Args:
+            folder: output.
+            datasets: `self.open()`; what is in them belongs to the plan.
+
         Raises:
-            InputError: the folder holds the results of another plan, or cannot be written to.
+            InputError: the folder holds the results of another plan or of other content, or cannot be written to.
             DataError: what stands there as the plan cannot be read.
         """
         path = output_folder(folder, "out") / "plan.json"
@@ -148,13 +169,21 @@ class Plan:
                 raise DataError(
                     f"{path} must be the plan of the results beside it, received {error}; {hint}"
                 ) from error
-            if held != self.to_dict():
-                wrong = [key for key in ("sources", "runs") if held.get(key) != self.to_dict()[key]]
+            asked = self.to_dict()
+            wrong = [key for key in asked if held.get(key) != asked[key]]
+            if wrong:
                 raise InputError(
                     must_be("out", "empty or of the same plan", f"other {', '.join(wrong)} in {path}", hint)
                 )
+            content, before = self.content(datasets), held.get("content")
+            if not isinstance(before, dict):
+                raise InputError(must_be("out", "empty or of the same content", f"no digests in {path}", hint))
+            changed = sorted(key for key in {*content, *before} if content.get(key) != before.get(key))
+            if changed:
+                received = f"results from before a change of {', '.join(changed)} in {path}"
+                raise InputError(must_be("out", "empty or of the same content", received, hint))
             return
-        write_json(self.to_dict(), path)
+        write_json({**self.to_dict(), "content": self.content(datasets)}, path)
 
 
 def evaluate(
@@ -278,10 +307,25 @@ def execute(
         DataError: with `strict`, any data set has any problem.
         InputError: the folder holds another plan's results; an unknown matcher or option.
     """
-    plan.claim(folder)
+    _prepare(plan, folder, datasets, strict)
+    _run_shard(plan, folder, datasets, shard, chunk, progress)
+
+
+def _prepare(plan: Plan, folder: Path, datasets: Sequence[Dataset], strict: bool) -> None:
+    plan.claim(folder, datasets)
     if strict:
         for dataset in datasets:
             dataset.require_sound()
+
+
+def _run_shard(
+    plan: Plan,
+    folder: Path,
+    datasets: Sequence[Dataset],
+    shard: tuple[int, int],
+    chunk: int = _CHUNK,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> None:
     done = read_outcomes(folder)
     index, count = shard
     work = [(dataset, run, _missing(dataset, run, done, index, count)) for dataset in datasets for run in plan.runs]
@@ -315,6 +359,7 @@ def _file_name(index: int, count: int) -> str:
 def execute_jobs(
     plan: Plan,
     folder: Path,
+    datasets: Sequence[Dataset],
     jobs: int,
     *,
     strict: bool = False,
@@ -331,14 +376,14 @@ def execute_jobs(
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, wait
 
-    plan.claim(folder)
+    _prepare(plan, folder, datasets, strict)
     before = _written(folder)
-    total = sum(len(dataset) for dataset in plan.open()) * len(plan.runs) - before
+    total = sum(len(dataset) for dataset in datasets) * len(plan.runs) - before
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a forked child of a process that used torch may hang
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts) as pool:
-        futures = [pool.submit(_job, plan, folder, (i, jobs), threads, strict) for i in range(jobs)]
+        futures = [pool.submit(_job, plan, folder, datasets, (i, jobs), threads) for i in range(jobs)]
         try:
             while wait(futures, timeout=1.0).not_done:
                 if progress:
@@ -355,11 +400,11 @@ def _leave_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent answers for all
 
 
-def _job(plan: Plan, folder: Path, shard: tuple[int, int], threads: int, strict: bool) -> None:
+def _job(plan: Plan, folder: Path, datasets: Sequence[Dataset], shard: tuple[int, int], threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)  # this process is ours alone
-    execute(plan, folder, plan.open(), shard=shard, strict=strict)
+    _run_shard(plan, folder, datasets, shard)
 
 
 def _written(folder: Path) -> int:
@@ -373,7 +418,9 @@ def torchrun_rank() -> tuple[int, int] | None:
     return None
 
 
-def execute_torchrun(plan: Plan, folder: Path, strict: bool = False) -> dict[tuple[str, str, str], Outcome] | None:
+def execute_torchrun(
+    plan: Plan, folder: Path, datasets: Sequence[Dataset], strict: bool = False
+) -> dict[tuple[str, str, str], Outcome] | None:
     """`execute` as one of torchrun's processes; the outcomes of all ranks on rank 0, None elsewhere.
 
     Every rank runs its shard and appends to its own file; the outcomes then travel through a gloo group, so that the
@@ -390,7 +437,7 @@ def execute_torchrun(plan: Plan, folder: Path, strict: bool = False) -> dict[tup
     rank, world = ranks
     distributed.init_process_group("gloo")
     try:
-        execute(plan, folder, plan.open(), shard=(rank, world), strict=strict)
+        execute(plan, folder, datasets, shard=(rank, world), strict=strict)
         mine = list(read_outcomes(folder).values())
         gathered: list[list[Outcome] | None] | None = [None] * world if rank == 0 else None
         distributed.gather_object(mine, gathered, dst=0)

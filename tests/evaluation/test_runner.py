@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from stubs import Shifted  # type: ignore[import-not-found]
@@ -161,16 +162,90 @@ def test_another_plan_may_not_use_the_folder(root: Path, tmp_path: Path, stub: S
         execute(other, tmp_path / "out", other.open())
     (tmp_path / "out" / "plan.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"plan\.json must be the plan of the results beside it"):
-        made.claim(tmp_path / "out")
+        made.claim(tmp_path / "out", made.open())
     with pytest.raises(InputError, match="`out` must be a folder that can be written to"):
-        made.claim(tmp_path / "out" / "plan.json")
+        made.claim(tmp_path / "out" / "plan.json", made.open())
 
 
 def test_a_folder_without_results_is_free_for_any_plan(root: Path, tmp_path: Path) -> None:
     made = plan(root)
-    Plan(made.sources, (Run("stub", options={"size": 5}),)).claim(tmp_path)
-    made.claim(tmp_path)
-    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) == made.to_dict()
+    Plan(made.sources, (Run("stub", options={"size": 5}),)).claim(tmp_path, made.open())
+    made.claim(tmp_path, made.open())
+    written = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert written == {**made.to_dict(), "content": made.content(made.open())}
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def _repaint(path: Path) -> None:
+    image = cv2.imread(str(path))
+    image[0, 0] ^= 255
+    cv2.imwrite(str(path), image)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "a keypoint": lambda root: _edit(root / "annotations.json", "[12, 12, 2,", "[13, 12, 2,"),
+    "a box": lambda root: _edit(root / "annotations.json", '"bbox": [10,', '"bbox": [9,'),
+    "the pairs": lambda root: _edit(root / "pairs.json", "[1, 2]", "[2, 1]"),
+    "an image": lambda root: _repaint(root / "images" / "2.png"),
+    "weights": lambda root: (root / "weights.bin").write_bytes(b"other") and None,
+    "code": lambda root: (root / "code" / "net.py").write_text("x = 2") and None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_from_before_a_change_of_content_are_not_taken_up(
+    root: Path, tmp_path: Path, stub: Stub, change: str
+) -> None:
+    (root / "weights.bin").write_bytes(b"these")
+    (root / "code").mkdir()
+    (root / "code" / "net.py").write_text("x = 1")
+    options = {"weights": str(root / "weights.bin"), "code": str(root / "code")}
+    made = Plan((Source("coco", str(root)),), (Run("stub", options=options),))
+    stub()
+    execute(made, tmp_path / "out", made.open())
+    built = stub()
+    execute(made, tmp_path / "out", made.open())
+    assert built == []
+    CHANGES[change](root)
+    with pytest.raises(InputError, match="results from before a change of"):
+        execute(made, tmp_path / "out", made.open())
+    assert built == []
+
+
+def test_results_without_digests_are_not_taken_up(root: Path, tmp_path: Path, stub: Stub) -> None:
+    made = plan(root)
+    stub()
+    execute(made, tmp_path, made.open())
+    (tmp_path / "plan.json").write_text(json.dumps(made.to_dict()), encoding="utf-8")
+    with pytest.raises(InputError, match="no digests"):
+        execute(made, tmp_path, made.open())
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_the_command_opens_and_shrinks_each_data_set_once(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str
+) -> None:
+    from kbc.cli import main
+
+    opened = []
+    whole = Source.open
+
+    def counted(self: Source) -> Any:
+        dataset = whole(self)
+        opened.append(self.shrink)
+        if len(opened) == 2:
+            (root / "annotations.json").unlink()  # no process can open it again
+        return dataset
+
+    monkeypatch.setattr(Source, "open", counted)
+    command = ["eval", "--data", "coco", "--root", str(root), "--shrink", "1,2", "--limit", "2", "--kbc", "off"]
+    assert main([*command, "--out", str(tmp_path / "out"), "--jobs", jobs, "--figures", "none", "--quiet"]) == 0
+    assert opened == [1.0, 2.0]
 
 
 def test_strict_stops_before_the_first_match(root: Path, tmp_path: Path, stub: Stub) -> None:
@@ -280,5 +355,5 @@ def test_torchrun_with_two_gloo_processes_merges_exactly(root: Path, tmp_path: P
 def test_jobs_give_the_same_as_one_process(root: Path, tmp_path: Path) -> None:
     single = hog_plan(root)
     execute(single, tmp_path / "one", single.open())
-    execute_jobs(single, tmp_path / "two", 2)
+    execute_jobs(single, tmp_path / "two", single.open(), 2)
     assert report(single, tmp_path / "two") == report(single, tmp_path / "one")
