@@ -19,6 +19,8 @@ from kbc.tuning import Tuning
 
 CANDIDATE_NMS_IOU = 0.5
 """Proposed boxes that overlap more than this are one."""
+SEARCH_RESERVE = 2.0
+"""What a search leaves of the budget: the fine passes that follow it."""
 MAX_CANDIDATES = 3
 """Boxes that one pass proposes at most: what comes later wins by luck when it wins."""
 
@@ -86,9 +88,9 @@ def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
         more = proposed([states[i] for i, _ in answered], [one for _, one in answered], "crop", probe.tuning)
         for (index, _), candidates in zip(answered, more, strict=True):
             found[index] = _merged(found[index] + [replace(one, mirrored=mirrored) for one in candidates])
-    if probe.limit >= COST["thorough"]:
+    for look in (search, _search_closer) if probe.limit >= COST["thorough"] else ():
         unsure = [i for i, c in enumerate(found) if not c or c[0].score < probe.tuning.search_below]
-        for index, candidates in zip(unsure, search([states[i] for i in unsure], probe), strict=True):
+        for index, candidates in zip(unsure, look([states[i] for i in unsure], probe), strict=True):
             found[index] = _merged(found[index] + candidates)
     return found
 
@@ -98,15 +100,26 @@ def search(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
 
     Costs nine calls, or for a matcher that shares features half as much; what is left must pay for two fine passes.
     """
+    return _searched(states, probe, [(row / 4, column / 4, 1 / 2) for row in (1, 0, 2) for column in (1, 0, 2)])
+
+
+def _search_closer(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
+    """The same on sixteen overlapping ninths, for a matcher that shares features: any other pays too much for it."""
+    if not probe.shares:
+        return [[] for _ in states]
+    return _searched(states, probe, [(row * 2 / 9, column * 2 / 9, 1 / 3) for row in range(4) for column in range(4)])
+
+
+def _searched(
+    states: Sequence[PairState], probe: Probe, tiles: Sequence[tuple[float, float, float]]
+) -> list[list[Candidate]]:
+    """What the cropped source finds on tiles (top, left, side) of the target, fractions of its sides."""
     asked: list[tuple[int, Request]] = []
     for index, state in enumerate(states):
-        requests = [Request(state, state.source, window) for window in _quarters(state, probe)]
-        reserve = 2.0
-        while (
-            requests
-            and state.cost + sum(probe.price(r, requests[:i]) for i, r in enumerate(requests)) + reserve
-            > probe.limit + 1e-6
-        ):
+        requests = [Request(state, state.source, _tile(state, tile, probe)) for tile in tiles]
+        price = sum(probe.price(request, requests[:i]) for i, request in enumerate(requests))
+        while requests and state.cost + price + SEARCH_RESERVE > probe.limit + 1e-6:
+            price -= probe.price(requests[-1], requests[:-1])
             requests.pop()
         asked += [(index, request) for request in requests]
     seen = probe.look([request for _, request in asked])
@@ -118,14 +131,11 @@ def search(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
     return [_merged(candidates) for candidates in found]
 
 
-def _quarters(state: PairState, probe: Probe) -> list[Window]:
+def _tile(state: PairState, tile: tuple[float, float, float], probe: Probe) -> Window:
     height, width = state.target_hw
-    boxes = [
-        Box(column * width / 4, row * height / 4, (column + 2) * width / 4, (row + 2) * height / 4)
-        for row in (1, 0, 2)
-        for column in (1, 0, 2)
-    ]
-    return [Window.fit(box, (height, width)).resized(probe.size_hw or (height, width)) for box in boxes]
+    top, left, side = tile
+    box = Box(left * width, top * height, (left + side) * width, (top + side) * height)
+    return Window.fit(box, (height, width)).resized(probe.size_hw or (height, width))
 
 
 def _merged(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -102,6 +102,7 @@ class KBCMatcher:
         probe = Probe(self.matcher, self.config, self.tuning)
         works = [self._begin(pair, probe) for pair in pairs]
         probe.coarse([work.state for work in works])
+        coarse = probe.seconds / len(pairs)
         if self.config.passes > 0 and self.config.localizer == "predicted":
             self._paper(works, probe)
         elif self.config.passes > 0:
@@ -110,7 +111,7 @@ class KBCMatcher:
             self._accept(works)
         total = (time.perf_counter() - begun) / len(pairs)
         matcher = probe.seconds / len(pairs)
-        seconds = {"matcher": matcher, "own": total - matcher, "total": total}
+        seconds = {"coarse": coarse, "matcher": matcher, "own": total - matcher, "total": total}
         return [_result(work, self.config, seconds) for work in works]
 
     def _begin(self, pair: Pair, probe: Probe) -> _Work:

@@ -332,7 +332,7 @@ def test_results_are_json_ready() -> None:
     assert data["keypoints"][0] is None
     assert data["keypoints"][1] == pytest.approx(truth(SMALL)[1].tolist(), abs=0.05)
     assert data["target_window"]["size_hw"]
-    assert set(data["seconds"]) == {"matcher", "own", "total"}
+    assert set(data["seconds"]) == {"coarse", "matcher", "own", "total"}
 
 
 def test_wrapping_again_only_changes_the_config() -> None:
