@@ -62,7 +62,6 @@ class Layout:
 
     Attributes:
         points: (B, S, 2) where the source points lie in the target, pixels.
-        variance: (B, S) of each coordinate of `points`, pixels squared.
         others: (B, S, 2) where a point lies by all points but itself; `others_variance` (B, S).
         noise: (B, P) deviation of a right answer from the layout, pixels.
         trust: (B, P) share of a pass's answers that are right.
@@ -72,7 +71,6 @@ class Layout:
     """
 
     points: Tensor
-    variance: Tensor
     others: Tensor
     others_variance: Tensor
     noise: Tensor
@@ -80,13 +78,6 @@ class Layout:
     size: Tensor
     evidence: Tensor
     mirrored: Tensor
-
-
-def extent(points: Tensor) -> Tensor:
-    """(B,) longer side of the box of points (B, S, 2), NaN ones left out; at least a millionth."""
-    high = points.nan_to_num(-math.inf).amax(-2)
-    low = points.nan_to_num(math.inf).amin(-2)
-    return (high - low).amax(-1).clamp_min(1e-6)
 
 
 @lru_cache(maxsize=4)
@@ -112,7 +103,7 @@ def propose(source: Tensor, answers: Tensor, weight: Tensor, *, most: int = 40, 
     draws = _draws(tuning.proposals).to(source)
     share = weight.cumsum(1) / weight.sum(1, keepdim=True).clamp_min(_TINY)
     first, second = (torch.searchsorted(share, d.expand(batch, -1).contiguous()).clamp_max(count - 1) for d in draws)
-    size = _weighted_extent(source, weight)
+    size = _extent(source, weight)
     goal = torch.where(weight[..., None] > 0, answers, 0.0)
     found = []
     for mirror in (1.0, -1.0):
@@ -129,7 +120,7 @@ def propose(source: Tensor, answers: Tensor, weight: Tensor, *, most: int = 40, 
         factor = 1.0 if mirror > 0 else tuning.mirror_share
         score = torch.where(usable, share_won * factor, torch.zeros_like(share_won))
         found.append(Similarity(turn, shift, torch.full_like(score, mirror), score))
-    merged = Similarity(*(torch.cat([getattr(f, n) for f in found], 1) for n in ("turn", "shift", "mirror", "score")))
+    merged = joined(found, dim=1)
     best = merged.score.topk(min(most, merged.score.shape[1]), dim=1).indices
     rows = torch.arange(batch, device=best.device)[:, None]
     return _or_moved(merged[rows, best], source, goal, weight)
@@ -205,7 +196,7 @@ def fit(
     """
     asked = share.sum(3) > 0  # (B, S, P)
     any_asked = asked.any(2)
-    size = _weighted_extent(source, any_asked.to(source.dtype))
+    size = _extent(source, any_asked.to(source.dtype))
     middle = (source * any_asked[..., None]).sum(1) / any_asked.sum(1).clamp_min(1)[:, None]
     unit = torch.where(any_asked[..., None], (source - middle[:, None]) / size[:, None, None], 0.0)
     kernel = _kernel(unit, tuning)
@@ -239,12 +230,10 @@ def fit(
     diagonal = inverse.diagonal(dim1=1, dim2=2)
     others = target - scale[:, None, None] * solved / diagonal[..., None]
     others_variance = (1 / diagonal - spread).clamp_min(0.0) * scale.square()[:, None]
-    gained = torch.einsum("bij,bjk,bki->bi", kernel, inverse, kernel)
-    left = (kernel.diagonal(dim1=1, dim2=2) - gained).clamp_min(0.0) * scale.square()[:, None]
-    likely = _likelihood(answers, share, points, noise)
+    likely = _densities(answers, share, points, noise).sum(3)
     ratio = torch.log(trust[:, None] * likely * _unrelated(scale)[:, None, None] + 1 - trust[:, None])
     evidence = torch.where(asked, ratio, 0.0).sum(1) / asked_count
-    return Layout(points, left, others, others_variance, noise, trust, scale, evidence, start.mirror < 0)
+    return Layout(points, others, others_variance, noise, trust, scale, evidence, start.mirror < 0)
 
 
 def place(fitted: Layout, answers: Tensor, share: Tensor, tuning: Tuning = TUNING) -> tuple[Tensor, Tensor]:
@@ -271,9 +260,10 @@ def place(fitted: Layout, answers: Tensor, share: Tensor, tuning: Tuning = TUNIN
     return torch.where((is_bent & (right > 0.5))[..., None], own, fitted.points), right
 
 
-def joined(transforms: Sequence[Similarity | None]) -> Similarity:
-    """Transforms of batches of problems as those of one batch."""
-    return Similarity(*(torch.cat([getattr(t, n) for t in transforms]) for n in ("turn", "shift", "mirror", "score")))
+def joined(transforms: Sequence[Similarity], dim: int = 0) -> Similarity:
+    """Transforms one behind the other: those of several batches as one batch, or along another dimension."""
+    names = ("turn", "shift", "mirror", "score")
+    return Similarity(*(torch.cat([getattr(one, name) for one in transforms], dim) for name in names))
 
 
 def _kernel(unit: Tensor, tuning: Tuning) -> Tensor:
@@ -288,12 +278,8 @@ def _unrelated(scale: Tensor) -> Tensor:
     return (_UNRELATED_SIZE * scale).square().clamp_min(_TINY)
 
 
-def _likelihood(answers: Tensor, share: Tensor, points: Tensor, noise: Tensor) -> Tensor:
-    """(B, S, P) density of a pass's answers for each point, if they are right."""
-    return _densities(answers, share, points, noise).sum(3)
-
-
 def _densities(answers: Tensor, share: Tensor, points: Tensor, noise: Tensor) -> Tensor:
+    """(B, S, P, M) density of a pass's answers for each point, if they are right."""
     squared = (answers - points[:, :, None, None]).square().sum(-1)
     return share * _gaussian(squared, noise.square()[:, None, :, None])
 
@@ -328,8 +314,12 @@ def _rigid(unit: Tensor, target: Tensor, weight: Tensor, scale: Tensor) -> tuple
     return _rotated(turn[:, None], start) + to_middle[:, None], torch.where(keep, found, scale).clamp_min(1e-3)
 
 
-def _weighted_extent(points: Tensor, weight: Tensor) -> Tensor:
-    return extent(torch.where(weight[..., None] > 0, points, torch.nan))
+def _extent(points: Tensor, weight: Tensor) -> Tensor:
+    """(B,) longer side of the box of the points (B, S, 2) that have weight (B, S); at least a millionth."""
+    given = (weight > 0)[..., None]
+    high = torch.where(given, points, torch.nan).nan_to_num(-math.inf).amax(-2)
+    low = torch.where(given, points, torch.nan).nan_to_num(math.inf).amin(-2)
+    return (high - low).amax(-1).clamp_min(1e-6)
 
 
 def _take(points: Tensor, index: Tensor) -> Tensor:

@@ -81,12 +81,9 @@ def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
             source = state.source.mirror() if mirrored else state.source
             request = Request(state, source, state.whole[1])
             sure = mirrored and not probe.shares and found[index] and found[index][0].score >= probe.tuning.search_below
-            if not sure and state.cost + probe.price(request) + probe.spare(request) <= probe.limit + 1e-6:
+            if not sure and state.cost + probe.price(request) + probe.least_price <= probe.limit + 1e-6:
                 asked.append((index, request))
-        seen = probe.look([request for _, request in asked])
-        answered = [(index, one) for (index, _), one in zip(asked, seen, strict=True) if one is not None]
-        more = proposed([states[i] for i, _ in answered], [one for _, one in answered], "crop", probe.tuning)
-        for (index, _), candidates in zip(answered, more, strict=True):
+        for index, candidates in _asked(states, asked, "crop", probe):
             found[index] = _merged(found[index] + [replace(one, mirrored=mirrored) for one in candidates])
     for look in (search, _search_closer) if probe.limit >= COST["thorough"] else ():
         unsure = [i for i, c in enumerate(found) if not c or c[0].score < probe.tuning.search_below]
@@ -122,13 +119,20 @@ def _searched(
             price -= probe.price(requests[-1], requests[:-1])
             requests.pop()
         asked += [(index, request) for request in requests]
-    seen = probe.look([request for _, request in asked])
-    answered = [(index, one) for (index, _), one in zip(asked, seen, strict=True) if one is not None]
-    more = proposed([states[i] for i, _ in answered], [one for _, one in answered], "search", probe.tuning)
     found: list[list[Candidate]] = [[] for _ in states]
-    for (index, _), candidates in zip(answered, more, strict=True):
+    for index, candidates in _asked(states, asked, "search", probe):
         found[index] += candidates
     return [_merged(candidates) for candidates in found]
+
+
+def _asked(
+    states: Sequence[PairState], asked: Sequence[tuple[int, Request]], name: str, probe: Probe
+) -> list[tuple[int, list[Candidate]]]:
+    """What is proposed by the answers to requests, each with the number of its pair; failed ones left out."""
+    seen = probe.look([request for _, request in asked])
+    answered = [(index, one) for (index, _), one in zip(asked, seen, strict=True) if one is not None]
+    found = proposed([states[index] for index, _ in answered], [one for _, one in answered], name, probe.tuning)
+    return [(index, candidates) for (index, _), candidates in zip(answered, found, strict=True)]
 
 
 def _tile(state: PairState, tile: tuple[float, float, float], probe: Probe) -> Window:

@@ -123,10 +123,11 @@ class KBCMatcher:
         plain = config.passes == 0 or config.localizer == "predicted"  # the matcher or the paper's rule, as they are
         count = 0 if plain or not known.any() else probe.support_count
         support = support_points(pair.keypoints[known], box, source_hw, count, self.tuning)
-        state = PairState(pair, known, np.concatenate([pair.keypoints, support]), box, window)
-        if pair.source_box is None and not plain and int(known.sum()) < self.tuning.min_points_for_extent:
+        few = self.tuning.min_points_for_extent
+        state = PairState(pair, known, np.concatenate([pair.keypoints, support]), box, window, few)
+        if pair.source_box is None and not plain and int(known.sum()) < few:
             state.notes.append(
-                f"fewer than {self.tuning.min_points_for_extent} points do not show how large their object is: "
+                f"fewer than {few} points do not show how large their object is: "
                 f"{box.longest:.0f} px around them were taken for it; `source_box` tells it"
             )
         return _Work(state, is_small(box, source_hw, config))

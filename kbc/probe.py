@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,6 @@ from kbc.matchers.protocol import Matcher, input_hw, run_matcher, run_similarity
 from kbc.tensors import peaks
 from kbc.tuning import TUNING, Tuning
 from kbc.types import Match, Pair, Scores
-
-_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +57,12 @@ class PairState:
     Attributes:
         pair: the whole images and the keypoints (N, 2) asked for.
         known: (N,) the keypoints that are defined and seen in the source's window.
-        points: (S, 2) what the matcher is asked: the keypoints, NaN where not known, then the support points.
+        points: (S, 2) what the matcher is asked: the keypoints, then the support points.
         box: the object's in the source, pixel edges.
         source: the source's window.
+        min_points_for_extent: see `Tuning`.
         coarse: what the matcher said on the whole images; None before that.
-        passes: what it said through windows.
-        calls, cost, seconds: of the matcher so far; see `MatchResult`.
+        calls, cost: of the matcher so far; see `MatchResult`.
         encoded: the images that were encoded.
         notes: see `MatchResult`.
     """
@@ -75,7 +72,7 @@ class PairState:
     points: Points
     box: Box
     source: Window
-    min_points_for_extent: int = TUNING.min_points_for_extent
+    min_points_for_extent: int
     coarse: Observation | None = None
     calls: int = 0
     cost: float = 0.0
@@ -174,8 +171,9 @@ class Probe:
         known = request.state.encoded.union(*(other.images for other in planned))
         return 0.5 * sum(image not in known for image in request.images)
 
-    def spare(self, request: Request) -> float:
-        """The least that a fine pass costs after this request: a new image, or a call."""
+    @property
+    def least_price(self) -> float:
+        """The least that a fine pass costs: a new image, or a call."""
         return 0.5 if self.shares else 1.0
 
     def affordable(self, requests: Sequence[Request]) -> list[Request]:

@@ -95,16 +95,9 @@ def together(
     """
     if not states:
         return []
-    heard = [
-        [
-            p
-            for p in found
-            if p.mirrored == found[0].mirrored and p.worth(tuning) > found[0].worth(tuning) - tuning.heard
-        ]
-        for found in passes
-    ]
+    heard = [[p for p in found if _heard(p, found[0], tuning)] for found in passes]
     source, own, known = stacked_answers(states, [found[0].seen for found in heard])
-    starts = layout.joined([found[0].start for found in heard])
+    starts = layout.joined([found[0].start for found in heard if found[0].start is not None])
     answers, share, cell = _stacked(states, [[p.seen for p in found] for found in heard], source.shape[1])
     fitted = layout.fit(source, answers, share, starts, cell, tuning)
     points, right = layout.place(fitted, answers, share, tuning)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -45,17 +44,6 @@ def drawn(strength: ModuleType, root: Path, count: int) -> list[Example]:
     return found
 
 
-def pck(matcher: Any, examples: list[Example]) -> np.ndarray:
-    shares = []
-    for source, target, points, truth in examples:
-        known = ~np.isnan(points).any(1) & ~np.isnan(truth).any(1)
-        box = kbc.Box.around(truth[known])
-        assert box is not None
-        off = np.linalg.norm(matcher(source, target, points)[known] - truth[known], axis=1)
-        shares.append(100 * np.mean(off <= 0.1 * box.longest))
-    return np.array(shares)
-
-
 @pytest.mark.parametrize("function", [False, True])
 @pytest.mark.parametrize(("noise", "least"), [(0.6, 78.0), (1.2, 50.0), (2.0, 15.0)])
 def test_weak_and_strong_matchers_gain(
@@ -66,9 +54,9 @@ def test_weak_and_strong_matchers_gain(
     alone, fast, paper = [], [], []
     for name in ("treadscan", "livestock-small"):
         examples = drawn(strength, kbc_data / "data" / name, 6)
-        alone.append(pck(kbc.wrap(asked, passes=0), examples))
-        paper.append(pck(kbc.wrap(asked, localizer="predicted", passes=1), examples))
-        fast.append(pck(kbc.wrap(asked), examples))
+        alone.append(strength.pck(kbc.wrap(asked, passes=0), examples))
+        paper.append(strength.pck(kbc.wrap(asked, localizer="predicted", passes=1), examples))
+        fast.append(strength.pck(kbc.wrap(asked), examples))
     assert np.mean(fast) >= least  # absolute: a weaker matcher cannot pass by gaining more
     assert np.mean(fast) >= np.mean(paper) - 6
     assert np.mean(fast) >= np.mean(alone) + 8

@@ -16,7 +16,7 @@ from kbc.errors import KBCError
 from kbc.evaluation.markdown import title
 from kbc.evaluation.outcomes import Edges, Outcome, points
 from kbc.evaluation.pck import Protocol, reference_length
-from kbc.evaluation.report import headline, pair_scores
+from kbc.evaluation.report import headline, headlines, pair_scores
 from kbc.evaluation.runner import GIVEN, OFF
 from kbc.geometry import Box, Window
 from kbc.types import Match, MatchResult
@@ -59,8 +59,7 @@ def bars(report: Mapping[str, Any], path: Path) -> Path:
 
 def _measured(report: Mapping[str, Any]) -> str:
     """What the heights are: PCK at the threshold that the report leads with."""
-    alphas = sorted({f"{dataset['headline']:g}" for dataset in report["datasets"]})
-    return f"PCK@{'/'.join(alphas)}, %"
+    return f"{headlines(report)}, %"
 
 
 def against_size(report: Mapping[str, Any], path: Path) -> Path:

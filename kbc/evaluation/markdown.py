@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kbc.evaluation.report import headlines
 from kbc.evaluation.runner import GIVEN, OFF
 
 SEVERAL = "† several objects in the target picture: without the box the question is ambiguous; read the true window."
@@ -70,8 +71,7 @@ def _summary(report: dict[str, Any], matcher: str) -> str:
         for run in runs
     ]
     body.append(["seconds a pair", "", "", *(_seconds(value) for value in seconds)])
-    alphas = sorted({f"{d['headline']:g}" for d in report["datasets"]})
-    lines = [f"## {matcher}: PCK@{'/'.join(alphas)}, per image", "", *_table(heads, body)]
+    lines = [f"## {matcher}: {headlines(report)}, per image", "", *_table(heads, body)]
     if any(dataset["several_instances"] for dataset in report["datasets"]):
         lines += ["", SEVERAL]
     return "\n".join(lines)

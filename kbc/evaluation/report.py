@@ -29,6 +29,12 @@ def headline(protocol: Protocol) -> float:
     return 0.1 if 0.1 in alphas else alphas[len(alphas) // 2]
 
 
+def headlines(report: Mapping[str, Any]) -> str:
+    """What a report leads with, in words: PCK at the threshold, or the thresholds, of its data sets."""
+    alphas = sorted({f"{dataset['headline']:g}" for dataset in report["datasets"]})
+    return f"PCK@{'/'.join(alphas)}"
+
+
 def pair_scores(outcomes: Iterable[Outcome], protocol: Protocol) -> dict[str, float]:
     """Pair → its PCK at the headline α, for the pairs that count."""
     place = protocol.alphas.index(headline(protocol))

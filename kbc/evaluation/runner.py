@@ -8,12 +8,12 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from kbc import __version__
 from kbc.data import Dataset, PairRecord, open_dataset, shrink
 from kbc.errors import DataError, InputError, KBCError, must_be
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
@@ -144,7 +144,7 @@ class Plan:
         named = {str(value) for run in self.runs for value in run.options.values() if isinstance(value, str | Path)}
         files = {name: tree_digest(Path(name).expanduser()) for name in sorted(named) if name}
         return {
-            "kbc": version("kbc"),
+            "kbc": __version__,
             **{f"data set {dataset.name}": dataset.digest() for dataset in datasets},
             **{name: digest for name, digest in files.items() if digest},
         }

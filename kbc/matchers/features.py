@@ -73,7 +73,6 @@ class FeatureMatcher:
         """
         voting = copy(self)
         voting.votes = True
-        voting._latest = WeakKeyDictionary()
         return voting
 
     def clear_cache(self) -> None:

@@ -150,6 +150,17 @@ def pasted(rng, image, points, factor):
     return ground, points + np.array([x, y])
 
 
+def pck(matcher, examples):
+    """PCK@0.1 on the box of the true keypoints, per cent, of each (source, target, points, truth)."""
+    shares = []
+    for source, target, points, truth in examples:
+        known = ~np.isnan(points).any(1) & ~np.isnan(truth).any(1)
+        box = kbc.Box.around(truth[known])
+        off = np.linalg.norm(matcher(source, target, points)[known] - truth[known], axis=1)
+        shares.append(100 * np.mean(off <= 0.1 * max(box.longest, 1)))
+    return np.array(shares)
+
+
 def hidden(matcher):
     """The matcher as a bare function, without its similarity maps."""
 

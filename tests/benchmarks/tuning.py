@@ -23,7 +23,7 @@ from localize import open_sets, usable
 import kbc
 from kbc.data import open_dataset
 from kbc.pipeline import KBCMatcher
-from kbc.tuning import TUNING, Tuning
+from kbc.tuning import TUNING
 
 SWEEPS: dict[str, list[Any]] = {
     "support_count": [30, 80, 150],
@@ -74,19 +74,6 @@ def drawings(data: Path, limit: int) -> Iterator[list[Example]]:
         yield found
 
 
-def score(matcher: Any, examples: list[Example], config: kbc.KBCConfig, tuning: Tuning) -> float:
-    """Mean PCK@0.1 on the box of the true keypoints, in per cent."""
-    wrapped, right = KBCMatcher(matcher, config, tuning), []
-    for source, target, points, truth in examples:
-        known = ~np.isnan(points).any(1) & ~np.isnan(truth).any(1)
-        box = kbc.Box.around(truth[known])
-        assert box is not None
-        found = wrapped.match([kbc.Pair(source, target, points)])[0].keypoints
-        off = np.linalg.norm(found[known] - truth[known], axis=1)
-        right.append(100 * float(np.mean(off <= 0.1 * max(box.longest, 1))))
-    return float(np.mean(right))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with data/ and weights/")
@@ -118,7 +105,7 @@ def main() -> None:
         for value in SWEEPS[field]:
             tuning = replace(TUNING, **{field: value})
             cells = [
-                np.mean([score(matcher, examples, config, tuning) for examples in sets])
+                np.mean([strength.pck(KBCMatcher(matcher, config, tuning), examples).mean() for examples in sets])
                 for matcher, sets in groups.values()
                 for config in ROWS.values()
             ]
