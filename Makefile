@@ -3,13 +3,17 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
 CONSTRAINTS = -c constraints.txt
 
-.PHONY: demo test test-slow test-triton lint docs report clean
+.PHONY: demo test coverage test-slow test-triton lint docs dist clean
 
 demo: .venv/ready
 	.venv/bin/kbc demo
 
 test: .venv/ready-dev
 	.venv/bin/python -m pytest
+
+# The same tests; fails below the floor that pyproject.toml sets.
+coverage: .venv/ready-dev
+	.venv/bin/python -m pytest --cov --cov-report=term:skip-covered
 
 test-slow: .venv/ready-dev
 	.venv/bin/python -m pytest -m slow
@@ -26,6 +30,12 @@ lint: .venv/ready-dev
 
 docs: .venv/ready-docs
 	.venv/bin/mkdocs build --strict
+
+# Wheel and sdist, checked: what CONTRIBUTING.md's "Releasing" uploads.
+dist: .venv/ready-dev
+	rm -rf dist
+	.venv/bin/python -m build
+	.venv/bin/python -m twine check --strict dist/*
 
 clean:
 	rm -rf .venv build dist site *.egg-info

@@ -50,6 +50,13 @@ def test_signatures_are_locked(name: str) -> None:
     assert " ".join(shown) == SIGNATURES[name]
 
 
+def test_the_version_is_one() -> None:
+    from importlib.metadata import version
+
+    assert version("kbc") == kbc.__version__
+    assert f"version: {kbc.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
 def test_importing_kbc_is_cheap() -> None:
     script = (
         "import sys, time; start = time.perf_counter(); import kbc; took = time.perf_counter() - start; "

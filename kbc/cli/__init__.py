@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn, Protocol, cast
 
+from kbc import __version__
 from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
 
 FAILED, WRONG_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
@@ -148,7 +149,7 @@ def overview() -> argparse.ArgumentParser:
         f"examples:\n{examples}\n\n{_exit_codes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"kbc {__version__}", help="print the version and exit")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     return parser
 
@@ -208,19 +209,6 @@ class Parser(argparse.ArgumentParser):
             hint = nearest(found[1].split()[0], self._option_string_actions)
             return must_be("OPTION", f"one that {self.prog} has", repr(found[1]), hint)
         return message
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        print(f"kbc {version('kbc')}")
-        parser.exit()
 
 
 def _complain(error: object, code: int) -> int:
