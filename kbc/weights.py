@@ -1,21 +1,19 @@
 """Weight files: read .safetensors, .pth and .npz without ever running code from them, and write .safetensors.
 
-The safetensors format (https://github.com/huggingface/safetensors, "Format") is eight bytes of little-endian header
-length, a JSON header and raw little-endian bytes. It is read and written here so that a bundled checkpoint loads with
-the run-time dependencies alone.
+What a file unfolds to in memory is known before it is read: a .safetensors and a .pth hold their tensors uncompressed,
+so never more than the file's own size; a compressed .npz may be `MAX_UNFOLD` times its size.
 """
 
 from __future__ import annotations
 
-import json
+import io
+import math
 import os
-import pickle
-import re
-import sys
+import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -25,22 +23,28 @@ from kbc.files import as_path, written_whole
 if TYPE_CHECKING:
     import torch
 
-MAX_HEADER = 100_000_000
-"""Bytes; the format's own limit, so that a broken length does not allocate the machine's memory."""
+MAX_UNFOLD = 20
+"""How many times its own size a compressed file may take in memory (trained weights: about 1.1). Our choice."""
+
+SMALL = 16_000_000
+"""Bytes that any file may unfold to, however small it is. Our choice."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
+_DTYPES = (
+    *("float64", "float32", "float16", "bfloat16"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
+_PLAIN, _RESAVE = "a .pth file of plain tensors", "save its state_dict alone"
+_PICKLED = {
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("torch._utils", "_rebuild_parameter"),
 }
+"""All that tensors by name need, besides storages and dtypes. torch's own list is longer: `bytearray` allocates what a
+400-byte file asks for, and sparse, quantised and meta tensors are no weights."""
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
@@ -51,7 +55,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
     Raises:
         InputError: no such file, or an ending that is not known.
-        DataError: the file is truncated or damaged, or holds anything but tensors.
+        DataError: the file is truncated or damaged, holds anything but tensors, or would unfold to far more memory
+            than its size.
     """
     path = as_path(path, "weights")
     readers = {".safetensors": load_safetensors, ".npz": _load_npz, ".pth": _load_pth, ".pt": _load_pth}
@@ -59,127 +64,112 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(must_be("weights", f"a file ending in {', '.join(readers)}", repr(str(path))))
-    _require_file(path)
-    return reader(path)
+    return _of_known_dtypes(path, reader(_existing(path)))
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Tensors of a .safetensors file by name, on the CPU. Errors as `load_weights`."""
-    import torch
+    import safetensors.torch
 
-    path = as_path(path, "path")
-    header, start = _read_header(path)
-    data = bytearray(path.read_bytes()[start:])
-    tensors: dict[str, torch.Tensor] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, shape, begin, end = _checked_entry(path, name, entry, len(data))
-        if begin == end:
-            tensors[name] = torch.empty(shape, dtype=dtype)
-            continue
-        flat = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=begin).clone()
-        tensors[name] = _native(flat, dtype).view(dtype).reshape(shape)
-    return tensors
+    path = _existing(as_path(path, "path"))
+    try:
+        loaded: dict[str, torch.Tensor] = safetensors.torch.load(path.read_bytes())
+    except Exception as error:  # a hostile file makes the library raise errors of many kinds
+        raise _broken(path, error) from error
+    return _of_known_dtypes(path, loaded)
 
 
 def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The `__metadata__` strings of a .safetensors file, without reading its tensors. Errors as `load_weights`."""
-    header, _ = _read_header(as_path(path, "path"))
-    metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise DataError(must_be("weights", "a safetensors file whose metadata are strings", repr(str(path))))
-    return metadata
+    import safetensors
+
+    path = _existing(as_path(path, "path"))
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:  # as above
+        raise _broken(path, error) from error
 
 
 def save_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors, sorted by name, so that the same tensors give the same bytes.
+    """Write tensors, so that the same tensors give the same bytes (but for the order of several metadata).
 
     The file appears whole or not at all: it is written beside its place and moved there.
 
     Raises:
-        InputError: a dtype that the format does not know, or a folder that is not there.
+        InputError: a dtype that is not one of weights, or a folder that is not there.
     """
+    import safetensors.torch
     import torch
 
-    codes = {getattr(torch, name): code for code, name in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    blobs: list[bytes] = []
-    end = 0
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        if tensor.dtype not in codes:
+    for name, tensor in tensors.items():
+        if not _known_dtype(tensor):
             raise InputError(must_be(f"tensors[{name!r}]", f"one of {', '.join(_DTYPES)}", tensor.dtype))
-        flat = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
-        blobs.append(_native(flat, tensor.dtype).numpy().tobytes())
-        begin, end = end, end + len(blobs[-1])
-        header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    copies = {  # the library refuses tensors that share memory
+        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)
+    }
+    content = safetensors.torch.save(copies, dict(metadata) if metadata else None)
     with written_whole(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.writelines(blobs)
+        file.write(content)
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
+def _existing(path: Path) -> Path:
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name that the file system cannot hold, or with a NUL
+        found = False
+    if not found:
         raise InputError(must_be("weights", "an existing weight file", repr(str(path)), "check the path"))
+    return path
 
 
 def _broken(path: Path, why: object) -> DataError:
     return DataError(must_be("weights", "a complete weight file", f"{str(path)!r}: {why}", "copy it again"))
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header and the offset at which the tensors' bytes begin."""
-    _require_file(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise _broken(path, f"{size} bytes, of which {length} should be the header")
-        try:
-            header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise _broken(path, f"the header is no JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _broken(path, "the header is no JSON object")
-    return header, 8 + length
+def _of_known_dtypes(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Complex and fp8 numbers would be cut or misread where a network takes them over."""
+    for name, tensor in tensors.items():
+        if not _known_dtype(tensor):
+            received = f"{tensor.dtype} in {str(path)!r}"
+            raise DataError(
+                must_be(f"weights[{name!r}]", f"one of {', '.join(_DTYPES)}", received, "save it as float32")
+            )
+    return tensors
 
 
-def _checked_entry(path: Path, name: str, entry: Any, available: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
-    import torch
-
-    try:
-        code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    except (TypeError, KeyError, ValueError) as error:
-        raise _broken(path, f"tensor {name!r} is not described") from error
-    if code not in _DTYPES:
-        raise DataError(must_be(f"weights[{name!r}]", f"one of {', '.join(_DTYPES)}", repr(code)))
-    dtype: torch.dtype = getattr(torch, _DTYPES[code])
-    whole = all(isinstance(value, int) and value >= 0 for value in (*shape, begin, end))
-    if not whole or end > available or end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
-        raise _broken(path, f"tensor {name!r} of shape {shape} lies at bytes {begin} to {end} of {available}")
-    return dtype, shape, begin, end
-
-
-def _native(flat: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Raw bytes between the file's little-endian order and this machine's."""
-    if sys.byteorder == "little" or dtype.itemsize == 1:
-        return flat
-    return flat.view(-1, dtype.itemsize).flip(1).reshape(-1)
+def _known_dtype(tensor: torch.Tensor) -> bool:
+    return str(tensor.dtype).removeprefix("torch.") in _DTYPES
 
 
 def _load_npz(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            unfolded = sum(max(member.file_size, _declared(archive, member)) for member in archive.infolist())
+        allowed = max(SMALL, MAX_UNFOLD * path.stat().st_size)
+        if unfolded > allowed:
+            hint = "if you trust it, save it again with np.savez, uncompressed"
+            received = f"{str(path)!r}, which unfolds to {unfolded:,} bytes"
+            raise DataError(must_be("weights", f"at most {allowed:,} bytes in memory", received, hint))
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+    except DataError:
+        raise
+    except Exception as error:  # a hostile file makes zipfile, zlib and NumPy raise errors of many kinds
         raise _broken(path, error) from error
+
+
+def _declared(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Bytes of the array that a .npy header speaks of: NumPy allocates them before it reads any."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return math.prod(shape) * dtype.itemsize
 
 
 def _load_pth(path: Path) -> dict[str, torch.Tensor]:
@@ -187,22 +177,81 @@ def _load_pth(path: Path) -> dict[str, torch.Tensor]:
 
     with path.open("rb") as file:
         start = file.read(16)
-    if not start.startswith((b"PK", b"\x80")):  # a zip archive, or the pickle of torch before 1.6
-        raise _broken(path, f"no file of torch.save, it begins with {start!r}")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        told = re.search(r"WeightsUnpickler error:\s*(.*?)(?: was not an allowed|\n|$)", str(error))
-        reason = told[1] if told else str(error).splitlines()[0]  # torch's first line is advice
-        raise DataError(
-            must_be("weights", "a .pth file of plain tensors", f"{str(path)!r}: {reason}", "save its state_dict alone")
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise _broken(path, error) from error
+        if start.startswith(b"PK\x03\x04"):  # as torch tells its two forms apart
+            checked = _checked_archive(path)
+        elif start.startswith(b"\x80"):
+            checked = _checked_pickles(path)
+        else:
+            raise _broken(path, f"no file of torch.save, it begins with {start!r}")
+        loaded = torch.load(checked, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
+    except Exception as error:  # a hostile file makes zipfile and torch raise errors of many kinds
+        raise _broken(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
             break
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise DataError(must_be("weights", "a .pth file of tensors by name", f"{str(path)!r}: {type(loaded).__name__}"))
+    size = path.stat().st_size
+    for name, tensor in loaded.items():
+        if tensor.numel() * tensor.element_size() > size:  # strides of 0: one value that claims to be many
+            raise _broken(path, f"tensor {name!r} of shape {tuple(tensor.shape)} is larger than the file")
     return {str(name): value for name, value in loaded.items()}
+
+
+def _checked_archive(path: Path) -> io.BytesIO:
+    """The zip archive of torch.save, packed again from its checked members.
+
+    Their CRC-32 was compared, and torch's own zip reader cannot see anything else in the file than was checked.
+    """
+    packed = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w") as copy:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise DataError(must_be("weights", _PLAIN, f"{str(path)!r}, a TorchScript archive", _RESAVE))
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members) or len(set(names)) < len(names):
+            raise _broken(path, "compressed or repeated members, which torch.save never writes")
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise _broken(path, "its members are larger than the file")
+        for member in members:
+            content = archive.read(member)
+            if member.filename.endswith(".pkl"):
+                _check_pickle(path, io.BytesIO(content), None)
+            copy.writestr(member.filename, content)
+    packed.seek(0)
+    return packed
+
+
+def _checked_pickles(path: Path) -> io.BytesIO:
+    """The file of torch before 1.6: five pickles (a number, a version, the machine, tensors, storages), then bytes."""
+    content = io.BytesIO(path.read_bytes())
+    for part in ("number", "version", "machine", "tensors", "storages"):
+        _check_pickle(path, content, content.getbuffer().nbytes if part == "tensors" else None)
+    content.seek(0)
+    return content
+
+
+def _check_pickle(path: Path, file: IO[bytes], most: int | None) -> None:
+    """One pickle: only known names, and where `most` is given no number above it (a storage's length, for one)."""
+    import torch
+
+    for module, name in _globals(path, file, most):
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        plain = dtype or (module in ("torch", "torch.storage") and name.endswith("Storage"))
+        if (module, name) not in _PICKLED and not plain:
+            raise DataError(must_be("weights", _PLAIN, f"{str(path)!r}, which holds {module}.{name}", _RESAVE))
+
+
+def _globals(path: Path, file: IO[bytes], most: int | None) -> Iterator[tuple[str, str]]:
+    for opcode, value, _ in pickletools.genops(file):
+        if opcode.name == "GLOBAL":
+            module, _, name = str(value).partition(" ")
+            yield module, name
+        elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):  # torch.save writes none of them
+            yield "pickle", opcode.name
+        elif most is not None and isinstance(value, int) and value > most:
+            raise _broken(path, f"a length of {value} in a file of {most} bytes")
