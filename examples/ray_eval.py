@@ -24,7 +24,8 @@ from kbc.data import KINDS, Dataset, PairRecord, open_dataset
 from kbc.errors import MissingDependencyError
 from kbc.evaluation import PCK, Protocol
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, parse_outcome, points, rows
-from kbc.evaluation.runner import GIVEN, OFF, Run, evaluate
+from kbc.evaluation.plan import GIVEN, OFF, Run
+from kbc.evaluation.runner import evaluate
 from kbc.geometry import Box
 
 

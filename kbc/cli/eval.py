@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,9 @@ from kbc.data import KINDS, Dataset
 from kbc.errors import DataError, InputError, MissingDependencyError, counted, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
 from kbc.evaluation.pck import Frame, Protocol, Threshold
-from kbc.evaluation.runner import (
-    OFF,
-    Plan,
-    Run,
-    Source,
-    complete,
-    execute,
-    execute_jobs,
-    execute_torchrun,
-    parse_shard,
-    torchrun_rank,
-)
+from kbc.evaluation.plan import OFF, Plan, Run, Source, complete, parse_shard
+from kbc.evaluation.report import DatasetReport, Report, build
+from kbc.evaluation.runner import execute, execute_jobs, execute_torchrun, torchrun_rank
 from kbc.files import write_json, written_whole
 
 HELP = "measure matchers with and without KBC, and report whether it helps"
@@ -207,7 +198,6 @@ def _report(
     seconds: float,
 ) -> int:
     from kbc.evaluation.markdown import render
-    from kbc.evaluation.report import build
 
     protocols = {
         dataset.name: protocol_for(args, source, dataset)
@@ -216,7 +206,7 @@ def _report(
     report = _portable(
         build(plan, datasets, outcomes, protocols, shlex.join(["kbc", *getattr(args, "words", sys.argv[1:])]))
     )
-    write_json(report, folder / "report.json")
+    write_json(report.to_dict(), folder / "report.json")
     with written_whole(folder / "report.md") as file:
         file.write(render(report).encode())
     made = [folder / "report.md", folder / "report.json"]
@@ -231,8 +221,8 @@ def _report(
             print(f"no figures: {error}", file=sys.stderr)
     measured = [outcome for outcome in outcomes if outcome.counts]
     failed = sum(outcome.failure is not None for outcome in outcomes)
-    print(_overview(report) if len(report["datasets"]) > 1 else "\n".join(map(_short, report["datasets"])))
-    left_out = sum(problem["count"] for problem in report["problems"])
+    print(_overview(report) if len(report.datasets) > 1 else "\n".join(map(_short, report.datasets)))
+    left_out = sum(problem.count for problem in report.problems)
     numbers = (
         counted(len(measured), "match"),
         f"{failed} failed",
@@ -248,49 +238,50 @@ def _report(
     return 0 if measured else 1
 
 
-def _overview(report: dict[str, Any]) -> str:
+def _overview(report: Report) -> str:
     """The essence of a report on several data sets, for the terminal: a row each, a column for each run."""
     from kbc.evaluation.markdown import SEVERAL
 
-    names = [run["name"] for run in report["runs"]]
-    titles = [dataset["name"] + " †" * bool(dataset["several_instances"]) for dataset in report["datasets"]]
+    names = [run.name for run in report.runs]
+    titles = [dataset.name + " †" * bool(dataset.several_instances) for dataset in report.datasets]
     width = max(map(len, titles))
     lines = [f"{'PCK per image, %':<{width}}  pairs" + "".join(f"{f'({i})':>7}" for i in range(1, len(names) + 1))]
-    for title, dataset in zip(titles, report["datasets"], strict=True):
+    for title, dataset in zip(titles, report.datasets, strict=True):
         shares = "".join(f"{_share(dataset, name):>7}" for name in names)
-        lines.append(f"{title:<{width}}  {dataset['pairs']:>5}{shares}")
-    alphas = ", ".join(dict.fromkeys(f"@{dataset['headline']:g}" for dataset in report["datasets"]))
+        lines.append(f"{title:<{width}}  {dataset.pairs:>5}{shares}")
+    alphas = ", ".join(dict.fromkeys(f"@{dataset.head}" for dataset in report.datasets))
     lines.append(fitted(f"{alphas}; " + ", ".join(f"({i}) {name}" for i, name in enumerate(names, 1))))
-    return "\n".join(lines + [fitted(SEVERAL)] * any(dataset["several_instances"] for dataset in report["datasets"]))
+    return "\n".join(lines + [fitted(SEVERAL)] * any(dataset.several_instances for dataset in report.datasets))
 
 
-def _short(dataset: dict[str, Any]) -> str:
+def _short(dataset: DatasetReport) -> str:
     """The essence of a report on one data set, for the terminal."""
-    width = max(map(len, dataset["runs"]))
+    width = max(map(len, dataset.runs))
     lines = [
-        fitted(f"{dataset['name']}: {dataset['protocol']['text']}", 0, 2),
-        f"  {'per cent per image':<{width}}   @{dataset['headline']:g}",
+        fitted(f"{dataset.name}: {dataset.protocol}", 0, 2),
+        f"  {'per cent per image':<{width}}   @{dataset.head}",
     ]
-    for name, numbers in dataset["runs"].items():
-        compared, seconds = numbers.get("comparison"), numbers["seconds"]
-        gain = f"  gain {100 * compared['gain']:+5.1f} (p {compared['p']:.3f})" if compared else " " * 22
+    for name, numbers in dataset.runs.items():
+        gain, seconds = " " * 22, numbers.seconds
+        if (compared := numbers.comparison) and compared.gain is not None:
+            gain = f"  gain {100 * compared.gain:+5.1f} (p {compared.p:.3f})"
         speed = "" if seconds is None else f"  {seconds:.3f} s/pair"
         lines.append(f"  {name:<{width}}  {_share(dataset, name)}{gain}{speed}")
     return "\n".join(lines)
 
 
-def _share(dataset: dict[str, Any], run: str) -> str:
+def _share(dataset: DatasetReport, run: str) -> str:
     """A run's PCK at the headline α in per cent, five characters."""
-    found = dataset["runs"].get(run, {}).get("per_image", {}).get(f"{dataset['headline']:g}")
+    found = dataset.share(run)
     return f"{'–':>5}" if found is None else f"{100 * found:5.1f}"
 
 
-def _portable(report: dict[str, Any]) -> dict[str, Any]:
+def _portable(report: Report) -> Report:
     """The report with the folder of the data by its variable's name, so that a reader can repeat the command."""
     home = os.environ.get("KBC_DATA", "").rstrip("/")
-    text = json.dumps(report, ensure_ascii=False)
-    portable: dict[str, Any] = json.loads(text.replace(json.dumps(home)[1:-1], "$KBC_DATA") if home else text)
-    return {**portable, "machine": f"{os.cpu_count()} processor cores, torch {version('torch')}"}
+    if home:
+        report = report.with_alias(home, "$KBC_DATA")
+    return replace(report, machine=f"{os.cpu_count()} processor cores, torch {version('torch')}")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,8 @@ from kbc.errors import KBCError
 from kbc.evaluation.markdown import title
 from kbc.evaluation.outcomes import Edges, Outcome, points
 from kbc.evaluation.pck import Protocol, reference_length
-from kbc.evaluation.report import headline, headlines, pair_scores
-from kbc.evaluation.runner import GIVEN, OFF
+from kbc.evaluation.plan import GIVEN, OFF
+from kbc.evaluation.report import DatasetReport, Report, RunInfo, headline, pair_scores
 from kbc.geometry import Box, Window
 from kbc.types import Match, MatchResult
 
@@ -26,23 +25,23 @@ _HATCH = ["", "//", "xx", "\\\\", "", "..", "oo", "--"]
 _MARK = ["o", "s", "^", "D", "P", "X", "v", "*"]
 
 
-def bars(report: Mapping[str, Any], path: Path) -> Path:
+def bars(report: Report, path: Path) -> Path:
     """With and without KBC per matcher, mean over the data sets (the paper's Figure 3), and per data set below."""
     from kbc import viz
 
-    matchers, datasets = report["matchers"], report["datasets"]
+    matchers, datasets = report.matchers, report.datasets
     width = max(7.0, 1.1 * max(len(datasets), 2 * len(matchers)))
     panels = [None, *matchers] if len(datasets) > 1 else [None]
     figure, axes = viz.new_axes(len(panels), 1, size=(width, 2.6))
-    labels = _labels(report["runs"])
+    labels = _labels(report.runs)
     for ax, names in zip(axes, panels, strict=True):
-        groups = matchers if names is None else [dataset["name"] for dataset in datasets]
+        groups = matchers if names is None else [dataset.name for dataset in datasets]
         for place, label in enumerate(labels):
             heights = []
             for group in groups:
                 matcher = group if names is None else names
-                run = next((r["name"] for r in report["runs"] if r["matcher"] == matcher and _label(r) == label), None)
-                chosen = [d for d in datasets if names is None or d["name"] == group]
+                run = next((r.name for r in report.runs if r.matcher == matcher and _label(r) == label), None)
+                chosen = [d for d in datasets if names is None or d.name == group]
                 heights.append(_mean_share(chosen, run))
             step = min(0.85 / len(labels), 0.2)
             at = np.arange(len(groups)) + (place - (len(labels) - 1) / 2) * step
@@ -50,33 +49,33 @@ def bars(report: Mapping[str, Any], path: Path) -> Path:
             ax.bar(at, heights, step, label=label, color=ink, hatch=hatch, edgecolor="white", linewidth=0.5)
         ax.set_xticks(np.arange(len(groups)), groups, fontsize=8, rotation=0 if names is None else 15)
         ax.set_ylabel(_measured(report), fontsize=8)
-        whole = "mean over the data sets" if len(datasets) > 1 else datasets[0]["name"]
+        whole = "mean over the data sets" if len(datasets) > 1 else datasets[0].name
         ax.set_title(str(names or whole), fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, ncols=min(len(labels), 3), frameon=False, loc="upper left", bbox_to_anchor=(0, -0.12))
     return viz.save(figure, path)
 
 
-def _measured(report: Mapping[str, Any]) -> str:
+def _measured(report: Report) -> str:
     """What the heights are: PCK at the threshold that the report leads with."""
-    return f"{headlines(report)}, %"
+    return f"{report.headlines()}, %"
 
 
-def against_size(report: Mapping[str, Any], path: Path) -> Path:
+def against_size(report: Report, path: Path) -> Path:
     """PCK against the object's size over all data sets together, one panel per matcher."""
     from kbc import viz
 
-    matchers = report["matchers"]
+    matchers = report.matchers
     figure, axes = viz.new_axes(1, len(matchers), size=(4.6, 3.6))
-    labels = _labels(report["runs"])
+    labels = _labels(report.runs)
     for ax, matcher in zip(axes, matchers, strict=True):
-        for run in (run for run in report["runs"] if run["matcher"] == matcher):
-            bins = report["pooled"][run["name"]]
-            middle = [(b["low"] + (b["high"] or b["low"] + 0.2)) / 2 for b in bins]
+        for run in (run for run in report.runs if run.matcher == matcher):
+            bins = report.pooled[run.name]
+            middle = [(b.low + (b.high or b.low + 0.2)) / 2 for b in bins]
             place = labels.index(_label(run))
             ink, mark = _INK[place % len(_INK)], _MARK[place % len(_MARK)]
-            ax.plot(middle, [100 * b["pck"] for b in bins], label=_label(run), lw=1.5, ms=5, color=ink, marker=mark)
-            low, high = ([100 * b["interval"][side] for b in bins] for side in (0, 1))
+            ax.plot(middle, [_per_cent(b.pck) for b in bins], label=_label(run), lw=1.5, ms=5, color=ink, marker=mark)
+            low, high = ([_per_cent(b.interval[side]) for b in bins] for side in (0, 1))
             ax.fill_between(middle, low, high, color=ink, alpha=0.08, lw=0)
         ax.set_title(matcher, fontsize=9)
         ax.set_xlabel("longest side of the box / image side", fontsize=8)
@@ -121,7 +120,7 @@ def matches(
     return viz.save(figure, path)
 
 
-def charts(report: Mapping[str, Any], folder: Path) -> list[Path]:
+def charts(report: Report, folder: Path) -> list[Path]:
     """The figures without any picture of the data: `bars` and `against_size`, as PNG.
 
     Raises:
@@ -131,7 +130,7 @@ def charts(report: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def pictures(
-    report: Mapping[str, Any],
+    report: Report,
     datasets: Sequence[Dataset],
     outcomes: Sequence[Outcome],
     protocols: Mapping[str, Protocol],
@@ -143,11 +142,11 @@ def pictures(
         MissingDependencyError: without matplotlib.
     """
     made: list[Path] = []
-    for matcher in report["matchers"]:
-        runs = [run for run in report["runs"] if run["matcher"] == matcher]
-        off = next((run["name"] for run in runs if run["mode"] == OFF), None)
-        fair = [run["name"] for run in runs if run["mode"] not in (OFF, GIVEN)]
-        shown = fair[-1] if fair else next((run["name"] for run in runs if run["mode"] == GIVEN), None)
+    for matcher in report.matchers:
+        runs = [run for run in report.runs if run.matcher == matcher]
+        off = next((run.name for run in runs if run.mode == OFF), None)
+        fair = [run.name for run in runs if run.mode not in (OFF, GIVEN)]
+        shown = fair[-1] if fair else next((run.name for run in runs if run.mode == GIVEN), None)
         if off is None or shown is None:
             continue
         for dataset in datasets:
@@ -173,18 +172,19 @@ def _window(edges: Edges | None) -> Window | None:
     return Window(box, (int(box.height), int(box.width)))
 
 
-def _label(run: Mapping[str, Any]) -> str:
-    return title(run["mode"]) + ("" if run["size"] is None else f", {run['size']} px")
+def _label(run: RunInfo) -> str:
+    return title(run.mode) + ("" if run.size is None else f", {run.size} px")
 
 
-def _labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _labels(runs: Sequence[RunInfo]) -> list[str]:
     return list(dict.fromkeys(_label(run) for run in runs))
 
 
-def _mean_share(datasets: Sequence[Mapping[str, Any]], run: str | None) -> float:
+def _per_cent(share: float | None) -> float:
+    return float("nan") if share is None else 100 * share
+
+
+def _mean_share(datasets: Sequence[DatasetReport], run: str | None) -> float:
     """Mean over the data sets of a run's per-image figure, per cent; NaN without any."""
-    shares = [
-        d["runs"][run]["per_image"][f"{d['headline']:g}"] for d in datasets if run is not None and run in d["runs"]
-    ]
-    known = [share for share in shares if share is not None]
+    known = [share for d in datasets if run is not None and (share := d.share(run)) is not None]
     return 100 * float(np.mean(known)) if known else float("nan")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
-from kbc.evaluation.report import headlines
-from kbc.evaluation.runner import GIVEN, OFF
+from kbc.evaluation.plan import GIVEN, OFF
+from kbc.evaluation.report import DatasetReport, Interval, Report, RunInfo, SizeBin
 
 SEVERAL = "† several objects in the target picture: without the box the question is ambiguous; read the true window."
 """What tables say of a data set with that mark."""
+
+_Bins = Literal["by_size", "by_cells"]
 
 _MODES = {
     OFF: "KBC off",
@@ -24,19 +26,19 @@ def title(mode: str) -> str:
     return _MODES.get(mode, mode)
 
 
-def render(report: dict[str, Any]) -> str:
-    """`report.md` from the contents of `report.json`."""
+def render(report: Report) -> str:
+    """What `report.md` holds."""
     parts = [_head(report)]
-    parts += [_summary(report, matcher) for matcher in report["matchers"]]
-    parts += [_dataset(report, dataset) for dataset in report["datasets"]]
+    parts += [_summary(report, matcher) for matcher in report.matchers]
+    parts += [_dataset(report, dataset) for dataset in report.datasets]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(report: dict[str, Any]) -> str:
+def _head(report: Report) -> str:
     lines = [
         "# Does KBC help?",
         "",
-        f"Made by `{report['command']}`" + (f" on {report['machine']}." if report.get("machine") else "."),
+        f"Made by `{report.command}`" + (f" on {report.machine}." if report.machine else "."),
         "",
         "Figures are PCK in per cent: right points over points that are defined in both images. *per image* is the "
         "mean over pairs, *per point* weighs every point alike, *per category* is the mean over categories of their "
@@ -48,38 +50,33 @@ def _head(report: dict[str, Any]) -> str:
         "within a run, without reading images; every run starts with nothing kept. The true window is told the "
         "target's box: no figure to compare a method with, but what a perfect localiser could reach.",
     ]
-    problems = report.get("problems", [])
-    if problems:
-        lines += ["", f"**Problems in the data ({sum(p['count'] for p in problems)}):**", ""]
-        lines += [f"- {p['dataset']}: {p['text']}" for p in problems]
+    if report.problems:
+        lines += ["", f"**Problems in the data ({sum(problem.count for problem in report.problems)}):**", ""]
+        lines += [f"- {problem.dataset}: {problem.text}" for problem in report.problems]
     return "\n".join(lines)
 
 
-def _summary(report: dict[str, Any], matcher: str) -> str:
-    runs = [run for run in report["runs"] if run["matcher"] == matcher]
+def _summary(report: Report, matcher: str) -> str:
+    runs = [run for run in report.runs if run.matcher == matcher]
     heads = ["data set", "pairs", "object size", *(_column(run) for run in runs)]
     body = []
-    for dataset in report["datasets"]:
-        sizes = dataset["object_size"]
-        marks = " †" if dataset["several_instances"] else ""
-        cells = [dataset["name"] + marks, str(dataset["pairs"]), f"{sizes[1]:.2f}" if sizes else "–"]
-        alpha = f"{dataset['headline']:g}"
-        values = [dataset["runs"].get(run["name"], {}).get("per_image", {}).get(alpha) for run in runs]
-        body.append(cells + _best_bold(values, [run["mode"] == GIVEN for run in runs]))
-    seconds = [
-        _mean([d["runs"][run["name"]]["seconds"] for d in report["datasets"] if run["name"] in d["runs"]])
-        for run in runs
-    ]
+    for dataset in report.datasets:
+        sizes = dataset.object_size
+        marks = " †" if dataset.several_instances else ""
+        cells = [dataset.name + marks, str(dataset.pairs), f"{sizes[1]:.2f}" if sizes else "–"]
+        values = [dataset.share(run.name) for run in runs]
+        body.append(cells + _best_bold(values, [run.mode == GIVEN for run in runs]))
+    seconds = [_mean([d.runs[run.name].seconds for d in report.datasets if run.name in d.runs]) for run in runs]
     body.append(["seconds a pair", "", "", *(_seconds(value) for value in seconds)])
-    lines = [f"## {matcher}: {headlines(report)}, per image", "", *_table(heads, body)]
-    if any(dataset["several_instances"] for dataset in report["datasets"]):
+    lines = [f"## {matcher}: {report.headlines()}, per image", "", *_table(heads, body)]
+    if any(dataset.several_instances for dataset in report.datasets):
         lines += ["", SEVERAL]
     return "\n".join(lines)
 
 
-def _column(run: dict[str, Any]) -> str:
-    size = "" if run["size"] is None else f" {run['size']} px"
-    return title(run["mode"]) + size
+def _column(run: RunInfo) -> str:
+    size = "" if run.size is None else f" {run.size} px"
+    return title(run.mode) + size
 
 
 def _best_bold(values: Sequence[float | None], apart: Sequence[bool]) -> list[str]:
@@ -93,72 +90,65 @@ def _best_bold(values: Sequence[float | None], apart: Sequence[bool]) -> list[st
     return shown
 
 
-def _dataset(report: dict[str, Any], dataset: dict[str, Any]) -> str:
-    lines = [f"## {dataset['name']}", "", dataset["protocol"]["text"] + "."]
-    if dataset["object_size"]:
-        low, middle, high = dataset["object_size"]
-        lines.append(f"{dataset['pairs']} pairs; object size (10–50–90 %) {low:.2f} {middle:.2f} {high:.2f}.")
-    share = dataset["several_instances"]
+def _dataset(report: Report, dataset: DatasetReport) -> str:
+    lines = [f"## {dataset.name}", "", f"{dataset.protocol}."]
+    if dataset.object_size:
+        low, middle, high = dataset.object_size
+        lines.append(f"{dataset.pairs} pairs; object size (10–50–90 %) {low:.2f} {middle:.2f} {high:.2f}.")
+    share = dataset.several_instances
     if share:
         lines.append(
             f"In {_percent(share)} % of the pairs the target picture holds several objects of the set, so that only "
             "a run that is given the target's box is asked a question with one answer: read the second table."
         )
-    runs = [run for run in report["runs"] if run["name"] in dataset["runs"]]
-    free = [run for run in runs if run["mode"] != GIVEN]
-    told = [run for run in runs if run["mode"] == GIVEN]
+    runs = [run for run in report.runs if run.name in dataset.runs]
+    free = [run for run in runs if run.mode != GIVEN]
+    told = [run for run in runs if run.mode == GIVEN]
     for heading, chosen in (("Without the target's box", free), ("With the target's box given", told)):
         if chosen:
             lines += ["", f"### {heading}", "", *_scores(dataset, chosen)]
     lines += ["", "### By object size", "", *_sizes(dataset, runs, "by_size", "longest side of the box / image side")]
-    for matcher in report["matchers"]:
-        celled = [r for r in runs if r["matcher"] == matcher and "by_cells" in dataset["runs"][r["name"]]]
-        if celled:
-            height, width = dataset["runs"][celled[0]["name"]]["input_hw"]
+    for matcher in report.matchers:
+        celled = [r for r in runs if r.matcher == matcher and dataset.runs[r.name].input_hw is not None]
+        if celled and (input_hw := dataset.runs[celled[0].name].input_hw):
+            height, width = input_hw
             label = f"cells of 16 px at {matcher}'s {width}×{height} input"
             lines += ["", *_sizes(dataset, celled, "by_cells", label)]
-    failures = dataset["failures"]
+    failures = dataset.failures
     if failures:
         lines += ["", f"### Failed pairs ({len(failures)})", ""]
-        lines += [f"- `{failure['pair']}`: {failure['error']}" for failure in failures[:20]]
+        lines += [f"- `{failure.pair}`: {failure.error}" for failure in failures[:20]]
         lines += [f"- … and {len(failures) - 20} more" for _ in range(len(failures) > 20)]
     return "\n".join(lines)
 
 
-def _scores(dataset: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[str]:
-    alphas = [f"{alpha:g}" for alpha in dataset["protocol"]["alphas"]]
-    head = f"{dataset['headline']:g}"
+def _scores(dataset: DatasetReport, runs: Sequence[RunInfo]) -> list[str]:
+    alphas = [f"{alpha:g}" for alpha in dataset.protocol.alphas]
+    head = dataset.head
     heads = ["run", *(f"per image @{alpha}" for alpha in alphas), f"per point @{head}", f"per category @{head}"]
     heads += ["gain", "p", "better", "worse", "much worse", "mean loss", "calls", "cost", "s / pair"]
     body = []
     for run in runs:
-        n = dataset["runs"][run["name"]]
+        n = dataset.runs[run.name]
         shares = [
-            _percent(n["per_image"][alpha]) + (f" ({_range(n['interval'])})" if alpha == head else "")
-            for alpha in alphas
+            _percent(n.per_image[alpha]) + (f" ({_range(n.interval)})" if alpha == head else "") for alpha in alphas
         ]
-        failed = f" ({n['matcher_failures']} failed)" if n["matcher_failures"] else ""
-        cells = [f"{run['matcher']} · {_column(run)}{failed}", *shares]
-        cells += [_percent(n["per_point"][head]), _percent(n["per_category"][head])]
-        compared = n.get("comparison")
-        if compared:
-            cells += [
-                f"{_signed(compared['gain'])} ({_range(compared['interval'], signed=True)})",
-                f"{compared['p']:.3f}",
-            ]
-            cells += [_percent(compared[key]) for key in ("better", "worse", "much_worse", "loss")]
+        failed = f" ({n.matcher_failures} failed)" if n.matcher_failures else ""
+        cells = [f"{run.matcher} · {_column(run)}{failed}", *shares]
+        cells += [_percent(n.per_point[head]), _percent(n.per_category[head])]
+        if c := n.comparison:
+            cells += [f"{_signed(c.gain)} ({_range(c.interval, signed=True)})", f"{c.p:.3f}"]
+            cells += map(_percent, (c.better, c.worse, c.much_worse, c.loss))
         else:
             cells += [""] * 6
-        cells += [_decimal(n["calls"]), _decimal(n["cost"]), _seconds(n["seconds"])]
+        cells += [_decimal(n.calls), _decimal(n.cost), _seconds(n.seconds)]
         body.append(cells)
     return _table(heads, body)
 
 
-def _sizes(dataset: dict[str, Any], runs: Sequence[dict[str, Any]], key: str, label: str) -> list[str]:
-    bins: dict[tuple[float, float | None], int] = {}
-    for run in runs:
-        for entry in dataset["runs"][run["name"]].get(key, []):
-            bins[(entry["low"], entry["high"])] = entry["pairs"]
+def _sizes(dataset: DatasetReport, runs: Sequence[RunInfo], key: _Bins, label: str) -> list[str]:
+    found: dict[str, tuple[SizeBin, ...]] = {run.name: getattr(dataset.runs[run.name], key) or () for run in runs}
+    bins = {(b.low, b.high): b.pairs for held in found.values() for b in held}
     ordered = sorted(bins, key=lambda span: span[0])
     heads = [
         label,
@@ -166,8 +156,8 @@ def _sizes(dataset: dict[str, Any], runs: Sequence[dict[str, Any]], key: str, la
     ]
     body = []
     for run in runs:
-        found = {(e["low"], e["high"]): e["pck"] for e in dataset["runs"][run["name"]].get(key, [])}
-        body.append([f"{run['matcher']} · {_column(run)}", *(_percent(found.get(span)) for span in ordered)])
+        shares = {(b.low, b.high): b.pck for b in found[run.name]}
+        body.append([f"{run.matcher} · {_column(run)}", *(_percent(shares.get(span)) for span in ordered)])
     return _table(heads, body)
 
 
@@ -184,7 +174,7 @@ def _signed(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:+.1f}"
 
 
-def _range(interval: Sequence[float | None], signed: bool = False) -> str:
+def _range(interval: Interval, signed: bool = False) -> str:
     show = _signed if signed else _percent
     return f"{show(interval[0])} to {show(interval[1])}"
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
+
+from pydantic import TypeAdapter
 
 from kbc.data import Dataset
 from kbc.evaluation.outcomes import Outcome
 from kbc.evaluation.pck import PCK, Protocol
-from kbc.evaluation.runner import Plan, complete
+from kbc.evaluation.plan import Plan, complete
 from kbc.evaluation.stats import bootstrap, sign_flip_test
 
 BAD_LOSS = 0.10
@@ -20,7 +23,192 @@ SIZE_EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, math.inf)
 CELL_EDGES = (0.0, 2.0, 4.0, 6.0, 8.0, 12.0, math.inf)
 CELL_PX = 16
 
-Numbers = dict[str, Any]
+Shares: TypeAlias = dict[str, float | None]
+"""α as text ("0.1") → share of right points; None where there was nothing to measure."""
+
+Interval: TypeAlias = tuple[float | None, float | None]
+"""95 % bootstrap interval of a mean over pairs."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run against the bare matcher on the pairs that both could be asked, in shares of 1.
+
+    Attributes:
+        pairs: how many.
+        gain, interval: mean difference of the pairs' PCK at the headline α.
+        p: one-sided, see `sign_flip_test`.
+        better, worse: share of pairs that rose or fell at all.
+        much_worse: share that fell by more than 10 points.
+        loss: mean fall of those that fell.
+    """
+
+    pairs: int
+    gain: float | None
+    interval: Interval
+    p: float
+    better: float
+    worse: float
+    much_worse: float
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class SizeBin:
+    """Per-image PCK at the headline α of the pairs whose object's size lies in [low, high); no `high`: no limit."""
+
+    low: float
+    high: float | None
+    pairs: int
+    pck: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run over one data set.
+
+    Attributes:
+        pairs, points: what was counted.
+        per_point, per_image, per_category: the three averages.
+        categories: name → its mean over pairs.
+        interval: of `per_image` at the headline α.
+        data_failures, matcher_failures: pairs that counted for nobody, and pairs that counted as wrong.
+        calls, cost, seconds, fine: means over the pairs, see `Outcome`.
+        against: the bare run that `comparison` is with; none for that run itself.
+        by_size: by the box's longest side over the image's side.
+        input_hw, by_cells: the bare matcher's input, and the figures by the box's longest side in its cells of 16 px.
+    """
+
+    pairs: int
+    points: int
+    per_point: Shares
+    per_image: Shares
+    per_category: Shares
+    categories: dict[str, Shares]
+    interval: Interval
+    data_failures: int
+    matcher_failures: int
+    calls: float | None
+    cost: float | None
+    seconds: float | None
+    fine: float | None
+    against: str | None = None
+    comparison: Comparison | None = None
+    by_size: tuple[SizeBin, ...] = ()
+    input_hw: tuple[int, int] | None = None
+    by_cells: tuple[SizeBin, ...] | None = None
+
+
+@dataclass(frozen=True)
+class FailedPair:
+    """A pair on which a run failed, and the message."""
+
+    pair: str
+    error: str
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """Everything about one data set.
+
+    Attributes:
+        protocol: how PCK is measured.
+        headline: the α that the comparisons use.
+        pairs: how many there are, those that failed included.
+        several_instances: share of the pairs whose target picture holds several objects of the set.
+        object_size: 10, 50 and 90 % points of the box's longest side over the image's side; empty without pairs.
+        runs: by the run's name.
+    """
+
+    name: str
+    protocol: Protocol
+    headline: float
+    pairs: int
+    several_instances: float
+    object_size: tuple[float, ...]
+    runs: dict[str, RunReport]
+    failures: tuple[FailedPair, ...]
+
+    @property
+    def head(self) -> str:
+        """The headline α as the keys of `Shares` have it."""
+        return f"{self.headline:g}"
+
+    def share(self, run: str) -> float | None:
+        """A run's per-image PCK at the headline α; None where it was not measured."""
+        return self.runs[run].per_image[self.head] if run in self.runs else None
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run is, see `Run`; its figures are in `DatasetReport.runs` under its name."""
+
+    name: str
+    matcher: str
+    mode: str
+    size: int | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProblemNote:
+    """What is wrong in a data set, and how many pairs it costs."""
+
+    dataset: str
+    text: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `report.json` holds.
+
+    Attributes:
+        command: that made it, for the reader.
+        matchers: in the order asked for.
+        runs: what was run.
+        datasets: the figures.
+        pooled: run → by size over all data sets together, every pair weighing alike.
+        problems: in the data.
+        machine: what it was run on.
+    """
+
+    command: str
+    matchers: tuple[str, ...]
+    runs: tuple[RunInfo, ...]
+    datasets: tuple[DatasetReport, ...]
+    pooled: dict[str, tuple[SizeBin, ...]]
+    problems: tuple[ProblemNote, ...]
+    machine: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; what does not apply to a run is left out."""
+        return dict(_plain(self))
+
+    def headlines(self) -> str:
+        """What it leads with, in words: PCK at the threshold, or the thresholds, of its data sets."""
+        return f"PCK@{'/'.join(sorted({dataset.head for dataset in self.datasets}))}"
+
+    def with_alias(self, text: str, alias: str) -> Report:
+        """The report with `alias` wherever a text of it has `text`, such as a variable's name for a folder."""
+        content = json.dumps(self.to_dict(), ensure_ascii=False)
+        return _adapter.validate_json(content.replace(json.dumps(text, ensure_ascii=False)[1:-1], alias))
+
+
+_adapter: TypeAdapter[Report] = TypeAdapter(Report)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, without the fields that are None by default and are None."""
+    if isinstance(value, Protocol):
+        return value.to_dict()
+    if is_dataclass(value):
+        held = [(field, getattr(value, field.name)) for field in fields(value)]
+        return {field.name: _plain(own) for field, own in held if own is not None or field.default is not None}
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    return [_plain(own) for own in value] if isinstance(value, list | tuple) else value
 
 
 def headline(protocol: Protocol) -> float:
@@ -29,64 +217,53 @@ def headline(protocol: Protocol) -> float:
     return 0.1 if 0.1 in alphas else alphas[len(alphas) // 2]
 
 
-def headlines(report: Mapping[str, Any]) -> str:
-    """What a report leads with, in words: PCK at the threshold, or the thresholds, of its data sets."""
-    alphas = sorted({f"{dataset['headline']:g}" for dataset in report["datasets"]})
-    return f"PCK@{'/'.join(alphas)}"
-
-
 def pair_scores(outcomes: Iterable[Outcome], protocol: Protocol) -> dict[str, float]:
     """Pair → its PCK at the headline α, for the pairs that count."""
     place = protocol.alphas.index(headline(protocol))
     return {o.pair: float(o.correct(protocol)[:, place].mean()) for o in outcomes if o.counts}
 
 
-def run_numbers(outcomes: Sequence[Outcome], protocol: Protocol) -> Numbers:
-    """One run over one data set: all averages with the interval of the headline figure, failures, calls, seconds."""
+def run_report(outcomes: Sequence[Outcome], protocol: Protocol) -> RunReport:
+    """One run over one data set by itself: neither compared nor by size."""
     metric = PCK(protocol)
     counted = [outcome for outcome in outcomes if outcome.counts]
     for o in counted:
         metric.merge({"protocol": protocol.to_dict(), "rows": [_row(o, protocol)]})
     result = metric.compute()
     scores = list(pair_scores(counted, protocol).values())
-    return {
-        "pairs": result.pairs,
-        "points": result.points,
-        "per_point": _keyed(result.per_point),
-        "per_image": _keyed(result.per_image),
-        "per_category": _keyed(result.per_category),
-        "categories": {name: _keyed(shares) for name, shares in result.categories.items()},
-        "interval": _interval(scores),
-        "data_failures": sum(outcome.failure == "data" for outcome in outcomes),
-        "matcher_failures": sum(outcome.failure == "matcher" for outcome in outcomes),
-        "calls": _mean(o.calls for o in counted),
-        "cost": _mean(o.cost for o in counted),
-        "seconds": _mean(o.seconds for o in counted),
-        "fine": _mean(o.fine for o in counted),
-    }
+    return RunReport(
+        pairs=result.pairs,
+        points=result.points,
+        per_point=_keyed(result.per_point),
+        per_image=_keyed(result.per_image),
+        per_category=_keyed(result.per_category),
+        categories={name: _keyed(shares) for name, shares in result.categories.items()},
+        interval=_interval(scores),
+        data_failures=sum(outcome.failure == "data" for outcome in outcomes),
+        matcher_failures=sum(outcome.failure == "matcher" for outcome in outcomes),
+        calls=_mean(o.calls for o in counted),
+        cost=_mean(o.cost for o in counted),
+        seconds=_mean(o.seconds for o in counted),
+        fine=_mean(o.fine for o in counted),
+    )
 
 
-def comparison(plain: Sequence[Outcome], other: Sequence[Outcome], protocol: Protocol) -> Numbers:
-    """Another run against the bare matcher on the pairs that both could be asked, in shares of 1.
-
-    gain: mean difference of the pairs' PCK at the headline α, with its bootstrap interval; p: one-sided, see
-    `sign_flip_test`; better, worse: share of pairs that rose or fell at all; much_worse: share that fell by more
-    than 10 points; loss: mean fall of those that fell.
-    """
+def comparison(plain: Sequence[Outcome], other: Sequence[Outcome], protocol: Protocol) -> Comparison:
+    """Another run against the bare matcher, pair by pair at the headline α."""
     before, after = pair_scores(plain, protocol), pair_scores(other, protocol)
     differences = [after[pair] - before[pair] for pair in before if pair in after]
     falls = [-d for d in differences if d < -1e-12]
     count = max(len(differences), 1)
-    return {
-        "pairs": len(differences),
-        "gain": _mean(differences),
-        "interval": _interval(differences),
-        "p": sign_flip_test(differences),
-        "better": sum(d > 1e-12 for d in differences) / count,
-        "worse": len(falls) / count,
-        "much_worse": sum(fall > BAD_LOSS + 1e-12 for fall in falls) / count,
-        "loss": _mean(falls) if falls else 0.0,
-    }
+    return Comparison(
+        pairs=len(differences),
+        gain=_mean(differences),
+        interval=_interval(differences),
+        p=sign_flip_test(differences),
+        better=sum(d > 1e-12 for d in differences) / count,
+        worse=len(falls) / count,
+        much_worse=sum(fall > BAD_LOSS + 1e-12 for fall in falls) / count,
+        loss=_mean(falls) if falls else 0.0,
+    )
 
 
 def by_size(
@@ -94,27 +271,19 @@ def by_size(
     protocol: Protocol,
     measure: Callable[[Outcome], float],
     edges: Sequence[float],
-) -> list[Numbers]:
-    """Per-image PCK at the headline α of the pairs whose `measure` falls in [low, high), where there are any."""
+) -> tuple[SizeBin, ...]:
+    """The bins of `edges` with any pair whose `measure` falls into them."""
     scores = pair_scores(outcomes, protocol)
     return _binned([(measure(o), scores[o.pair]) for o in outcomes if o.pair in scores], edges)
 
 
-def _binned(scored: Sequence[tuple[float, float]], edges: Sequence[float]) -> list[Numbers]:
+def _binned(scored: Sequence[tuple[float, float]], edges: Sequence[float]) -> tuple[SizeBin, ...]:
     bins = []
     for low, high in pairwise(edges):
         inside = [score for size, score in scored if low <= size < high]
         if inside:
-            bins.append(
-                {
-                    "low": low,
-                    "high": None if math.isinf(high) else high,
-                    "pairs": len(inside),
-                    "pck": _mean(inside),
-                    "interval": _interval(inside),
-                }
-            )
-    return bins
+            bins.append(SizeBin(low, None if math.isinf(high) else high, len(inside), _mean(inside), _interval(inside)))
+    return tuple(bins)
 
 
 def build(
@@ -123,8 +292,8 @@ def build(
     outcomes: Iterable[Outcome],
     protocols: Mapping[str, Protocol],
     command: str = "",
-) -> Numbers:
-    """The whole report, JSON-ready: what `report.json` holds.
+) -> Report:
+    """The whole report.
 
     Args:
         plan: what was run.
@@ -138,27 +307,26 @@ def build(
         groups[outcome.dataset].setdefault(outcome.run, []).append(outcome)
     bases = plan.baselines()
     parts = [dataset_report(d.name, groups[d.name], bases, protocols[d.name]) for d in datasets if groups[d.name]]
-    runs = [
-        {"name": run.name, "matcher": run.matcher, "mode": run.mode, "size": run.size, "options": run.options}
-        for run in plan.runs
-    ]
-    return {
-        "command": command,
-        "matchers": list(dict.fromkeys(run.matcher for run in plan.runs)),
-        "runs": json.loads(json.dumps(runs, default=str)),
-        "datasets": parts,
-        "pooled": {run.name: _pooled(groups, run.name, protocols) for run in plan.runs},
-        "problems": [
-            {"dataset": dataset.name, "text": str(problem), "count": max(problem.pairs, 1)}
+    return Report(
+        command=command,
+        matchers=tuple(dict.fromkeys(run.matcher for run in plan.runs)),
+        runs=tuple(
+            RunInfo(run.name, run.matcher, run.mode, run.size, options["options"])
+            for run, options in zip(plan.runs, plan.to_dict()["runs"], strict=True)
+        ),
+        datasets=tuple(parts),
+        pooled={run.name: _pooled(groups, run.name, protocols) for run in plan.runs},
+        problems=tuple(
+            ProblemNote(dataset.name, str(problem), max(problem.pairs, 1))
             for dataset in datasets
             for problem in dataset.problems
-        ],
-    }
+        ),
+    )
 
 
 def dataset_report(
     name: str, groups: Mapping[str, Sequence[Outcome]], baselines: Mapping[str, str], protocol: Protocol
-) -> Numbers:
+) -> DatasetReport:
     """Everything about one data set.
 
     Args:
@@ -169,30 +337,32 @@ def dataset_report(
     """
     some = next(iter(groups.values()))
     counted = [outcome for outcome in some if outcome.counts]
-    runs: dict[str, Numbers] = {}
-    for run, outcomes in groups.items():
-        numbers = run_numbers(outcomes, protocol)
-        base = groups.get(baselines[run], ())
-        if baselines[run] != run and base:
-            numbers["against"] = baselines[run]
-            numbers["comparison"] = comparison(base, outcomes, protocol)
-        numbers["by_size"] = by_size(outcomes, protocol, lambda o: o.size, SIZE_EDGES)
-        input_hw = next((o.input_hw for o in base if o.input_hw is not None), None)
-        if input_hw is not None:
-            numbers["input_hw"] = list(input_hw)
-            numbers["by_cells"] = by_size(outcomes, protocol, partial(_cells, input_hw), CELL_EDGES)
-        runs[run] = numbers
     failed = {o.pair: o.error for outcomes in groups.values() for o in outcomes if o.failure}
-    return {
-        "name": name,
-        "protocol": protocol.to_dict(),
-        "headline": headline(protocol),
-        "pairs": len(some),
-        "several_instances": _mean(float(o.instances > 1) for o in counted) or 0.0,
-        "object_size": _quantiles([o.size for o in counted]),
-        "runs": runs,
-        "failures": [{"pair": pair, "error": error} for pair, error in sorted(failed.items())],
-    }
+    return DatasetReport(
+        name=name,
+        protocol=protocol,
+        headline=headline(protocol),
+        pairs=len(some),
+        several_instances=_mean(float(o.instances > 1) for o in counted) or 0.0,
+        object_size=_quantiles([o.size for o in counted]),
+        runs={
+            run: _compared(outcomes, groups.get(baselines[run], ()), baselines[run], protocol)
+            for run, outcomes in groups.items()
+        },
+        failures=tuple(FailedPair(pair, error) for pair, error in sorted(failed.items())),
+    )
+
+
+def _compared(outcomes: Sequence[Outcome], base: Sequence[Outcome], against: str, protocol: Protocol) -> RunReport:
+    """A run's figures with those by size, and beside its baseline's when that is another run that has any."""
+    found = replace(run_report(outcomes, protocol), by_size=by_size(outcomes, protocol, lambda o: o.size, SIZE_EDGES))
+    if base and against != outcomes[0].run:
+        found = replace(found, against=against, comparison=comparison(base, outcomes, protocol))
+    input_hw = next((o.input_hw for o in base if o.input_hw is not None), None)
+    if input_hw is None:
+        return found
+    cells = by_size(outcomes, protocol, partial(_cells, input_hw), CELL_EDGES)
+    return replace(found, input_hw=input_hw, by_cells=cells)
 
 
 def _cells(input_hw: tuple[int, int], outcome: Outcome) -> float:
@@ -201,7 +371,7 @@ def _cells(input_hw: tuple[int, int], outcome: Outcome) -> float:
 
 def _pooled(
     groups: Mapping[str, Mapping[str, Sequence[Outcome]]], run: str, protocols: Mapping[str, Protocol]
-) -> list[Numbers]:
+) -> tuple[SizeBin, ...]:
     """A run's figures by object size over all data sets together, every pair weighing alike."""
     scored = []
     for name, runs in groups.items():
@@ -215,7 +385,7 @@ def _row(outcome: Outcome, protocol: Protocol) -> list[Any]:
     return [outcome.category, len(right), [int(hits) for hits in right.sum(axis=0)]]
 
 
-def _keyed(shares: dict[float, float]) -> dict[str, float | None]:
+def _keyed(shares: dict[float, float]) -> Shares:
     return {f"{alpha:g}": _number(share) for alpha, share in shares.items()}
 
 
@@ -228,11 +398,12 @@ def _mean(values: Iterable[float]) -> float | None:
     return math.fsum(held) / len(held) if held else None
 
 
-def _interval(values: Sequence[float]) -> list[float | None]:
-    return [_number(bound) for bound in bootstrap(values)]
+def _interval(values: Sequence[float]) -> Interval:
+    low, high = bootstrap(values)
+    return _number(low), _number(high)
 
 
-def _quantiles(values: Sequence[float]) -> list[float]:
+def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
     """The 10, 50 and 90 % points, as members of the list."""
     held = sorted(values)
-    return [held[min(int(share * len(held)), len(held) - 1)] for share in (0.1, 0.5, 0.9)] if held else []
+    return tuple(held[min(int(share * len(held)), len(held) - 1)] for share in (0.1, 0.5, 0.9)) if held else ()

@@ -2,188 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kbc import __version__
-from kbc.data import Dataset, PairRecord, open_dataset, shrink
-from kbc.errors import DataError, InputError, KBCError, must_be
+from kbc.data import Dataset, PairRecord
+from kbc.errors import InputError, KBCError, must_be
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
-from kbc.files import output_folder, tree_digest, write_json
-from kbc.matchers.protocol import Matcher, run_matcher
+from kbc.evaluation.plan import GIVEN, OFF, AnyMatcher, Plan, Run, written
+from kbc.matchers.protocol import run_matcher
 from kbc.types import Match, Pair
 
-if TYPE_CHECKING:
-    from kbc.pipeline import KBCMatcher
-
-OFF = "off"
-GIVEN = "given"
 _CHUNK = 16
-
-AnyMatcher: TypeAlias = "Matcher | KBCMatcher"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set to open: kind, root, its options, how much it is shrunk, how many pairs of it are used."""
-
-    kind: str
-    root: str = ""
-    shrink: float = 1.0
-    seed: int = 0
-    limit: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def open(self) -> Dataset:
-        """The data set, shrunk first and limited then, so that a limit does not change what surrounds a photo."""
-        whole = open_dataset(self.kind, self.root or None, **self.options)
-        return shrink(whole, self.shrink, self.seed).limited(self.limit)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One way of matching every pair.
-
-    Attributes:
-        matcher: name for `kbc.load_matcher`.
-        mode: "off" for the bare matcher, else the wrapper's localizer; "given" is told the true target box.
-        size: the matcher's input size in px when it is set, else None.
-        options: further options of the matcher.
-        config: further fields of `KBCConfig`.
-    """
-
-    matcher: str
-    mode: str = OFF
-    size: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """What reports call it, e.g. `resnet18@256 best`."""
-        size = "" if self.size is None else f"@{self.size}"
-        return f"{self.matcher}{size} {self.mode}"
-
-    def build(self) -> AnyMatcher:
-        """A fresh matcher, so that no run profits from what another one has cached."""
-        from kbc.matchers.registry import load_matcher
-
-        options = dict(self.options) if self.size is None else {**self.options, "size": self.size}
-        if options.get("device") == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one process per GPU
-            options["device"] = f"cuda:{os.environ['LOCAL_RANK']}"
-        bare = load_matcher(self.matcher, **options)
-        if self.mode == OFF:
-            return bare
-        import kbc
-
-        return kbc.wrap(bare, **{**self.config, "localizer": self.mode})
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that determines the outcomes. Two plans that differ may not share an output folder."""
-
-    sources: tuple[Source, ...]
-    runs: tuple[Run, ...]
-
-    def open(self) -> list[Dataset]:
-        """The data sets.
-
-        Raises:
-            DataError: one cannot be opened.
-            InputError: two have the same name, so that their results could not be told apart.
-        """
-        datasets = [source.open() for source in self.sources]
-        names = [dataset.name for dataset in datasets]
-        if len(set(names)) < len(names):
-            raise InputError(must_be("data", "data sets of different names", names))
-        return datasets
-
-    def baselines(self) -> dict[str, str]:
-        """Run → the bare run of the same matcher at its first size, which it is compared with (itself if none)."""
-        first: dict[str, str] = {}
-        for run in self.runs:
-            if run.mode == OFF:
-                first.setdefault(run.matcher, run.name)
-        return {run.name: first.get(run.matcher, run.name) for run in self.runs}
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return json.loads(json.dumps(asdict(self), default=str))  # type: ignore[no-any-return]
-
-    def check(self) -> None:
-        """Build every matcher and every configuration once, so that a wrong option ends the run before its first match.
-
-        Raises:
-            KBCError: what building them raises.
-        """
-        from kbc.config import make_config
-
-        for run in self.runs:
-            if run.mode != OFF:
-                make_config(None, {**run.config, "localizer": run.mode})
-        for bare in {repr(run): run for run in (replace(run, mode=OFF, config={}) for run in self.runs)}.values():
-            bare.build()
-
-    def content(self, datasets: Sequence[Dataset]) -> dict[str, str]:
-        """Digests of what the plan only names: the data sets, and the files and folders among the matchers' options.
-
-        Of a folder (a checkout) its Python files count. Results depend on the version of kbc too.
-
-        Args:
-            datasets: `self.open()`.
-        """
-        named = {str(value) for run in self.runs for value in run.options.values() if isinstance(value, str | Path)}
-        files = {name: tree_digest(Path(name).expanduser()) for name in sorted(named) if name}
-        return {
-            "kbc": __version__,
-            **{f"data set {dataset.name}": dataset.digest() for dataset in datasets},
-            **{name: digest for name, digest in files.items() if digest},
-        }
-
-    def claim(self, folder: Path, datasets: Sequence[Dataset]) -> None:
-        """Write the plan into the folder, or check that the one whose results are there is the same.
-
-        Args:
-            folder: output.
-            datasets: `self.open()`; what is in them belongs to the plan.
-
-        Raises:
-            InputError: the folder holds the results of another plan or of other content, or cannot be written to.
-            DataError: what stands there as the plan cannot be read.
-        """
-        path = output_folder(folder, "out") / "plan.json"
-        if path.is_file() and _written(folder):
-            hint = "choose another --out, or remove the folder"
-            try:
-                held = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
-                raise DataError(
-                    f"{path} must be the plan of the results beside it, received {error}; {hint}"
-                ) from error
-            asked = self.to_dict()
-            wrong = [key for key in asked if held.get(key) != asked[key]]
-            if wrong:
-                raise InputError(
-                    must_be("out", "empty or of the same plan", f"other {', '.join(wrong)} in {path}", hint)
-                )
-            content, before = self.content(datasets), held.get("content")
-            if not isinstance(before, dict):
-                raise InputError(must_be("out", "empty or of the same content", f"no digests in {path}", hint))
-            changed = sorted(key for key in {*content, *before} if content.get(key) != before.get(key))
-            if changed:
-                received = f"results from before a change of {', '.join(changed)} in {path}"
-                raise InputError(must_be("out", "empty or of the same content", received, hint))
-            return
-        write_json({**self.to_dict(), "content": self.content(datasets)}, path)
 
 
 def evaluate(
@@ -377,7 +212,7 @@ def execute_jobs(
     from concurrent.futures import ProcessPoolExecutor, wait
 
     _prepare(plan, folder, datasets, strict)
-    before = _written(folder)
+    before = written(folder)
     total = sum(len(dataset) for dataset in datasets) * len(plan.runs) - before
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")  # a forked child of a process that used torch may hang
@@ -387,7 +222,7 @@ def execute_jobs(
         try:
             while wait(futures, timeout=1.0).not_done:
                 if progress:
-                    progress(_written(folder) - before, total, f"{jobs} processes")
+                    progress(written(folder) - before, total, f"{jobs} processes")
         except BaseException:  # Ctrl-C does not wait for the shards to end; what they wrote are whole lines
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
@@ -405,10 +240,6 @@ def _job(plan: Plan, folder: Path, datasets: Sequence[Dataset], shard: tuple[int
 
     torch.set_num_threads(threads)  # this process is ours alone
     _run_shard(plan, folder, datasets, shard)
-
-
-def _written(folder: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("pairs*.jsonl"))
 
 
 def torchrun_rank() -> tuple[int, int] | None:
@@ -446,23 +277,3 @@ def execute_torchrun(
     if gathered is None:
         return None
     return {outcome.key: outcome for part in gathered if part for outcome in part}
-
-
-def complete(plan: Plan, datasets: Sequence[Dataset], outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """The outcomes that belong to the plan, in its order: data set, run, pair."""
-    runs = {run.name: place for place, run in enumerate(plan.runs)}
-    sets = {dataset.name: place for place, dataset in enumerate(datasets)}
-    held = [outcome for outcome in outcomes if outcome.run in runs and outcome.dataset in sets]
-    return sorted(held, key=lambda outcome: (sets[outcome.dataset], runs[outcome.run], outcome.index))
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """ "2/4" (counted from 1) as (1, 4).
-
-    Raises:
-        InputError: not i/n with 1 ≤ i ≤ n.
-    """
-    head, _, tail = text.partition("/")
-    if not (head.isdigit() and tail.isdigit() and 1 <= int(head) <= int(tail)):
-        raise InputError(must_be("shard", "i/n with 1 ≤ i ≤ n", repr(text)))
-    return int(head) - 1, int(tail)

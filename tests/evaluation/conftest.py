@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stubs import Shifted  # type: ignore[import-not-found]
 
-from kbc.evaluation.runner import Run
+from kbc.evaluation.plan import Run
 
 SIZE = (48, 64)
 

@@ -13,7 +13,8 @@ import pytest
 
 from kbc.data import open_dataset
 from kbc.evaluation.outcomes import read_outcomes
-from kbc.evaluation.runner import Run, evaluate
+from kbc.evaluation.plan import Run
+from kbc.evaluation.runner import evaluate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_eval.py"
 

@@ -14,8 +14,18 @@ from kbc.errors import InputError
 from kbc.evaluation.markdown import render
 from kbc.evaluation.outcomes import Outcome
 from kbc.evaluation.pck import Protocol
-from kbc.evaluation.report import SIZE_EDGES, build, by_size, comparison, dataset_report, pair_scores, run_numbers
-from kbc.evaluation.runner import Plan, Run, Source
+from kbc.evaluation.plan import Plan, Run, Source
+from kbc.evaluation.report import (
+    SIZE_EDGES,
+    Report,
+    RunInfo,
+    build,
+    by_size,
+    comparison,
+    dataset_report,
+    pair_scores,
+    run_report,
+)
 
 PROTOCOL = Protocol((0.05, 0.1), "bbox")
 
@@ -46,44 +56,44 @@ BETTER = [
 
 def test_the_comparison_by_hand() -> None:
     found = comparison(PLAIN, BETTER, PROTOCOL)
-    assert found["pairs"] == 4
-    assert found["gain"] == pytest.approx((0.5 - 0.25 + 0.25 + 0) / 4)
-    assert (found["better"], found["worse"], found["much_worse"]) == (0.5, 0.25, 0.25)
-    assert found["loss"] == pytest.approx(0.25)
-    assert found["p"] == pytest.approx(3 / 8)  # of ±.5 ±.25 ±.25: .5 or more in 3 of 8
-    assert found["interval"][0] < found["gain"] < found["interval"][1]
+    assert found.pairs == 4
+    assert found.gain == pytest.approx((0.5 - 0.25 + 0.25 + 0) / 4)
+    assert (found.better, found.worse, found.much_worse) == (0.5, 0.25, 0.25)
+    assert found.loss == pytest.approx(0.25)
+    assert found.p == pytest.approx(3 / 8)  # of ±.5 ±.25 ±.25: .5 or more in 3 of 8
+    assert found.interval[0] < found.gain < found.interval[1]
 
 
 def test_a_fall_of_exactly_ten_points_is_not_much_worse() -> None:
     before, after = [outcome(0, [True] * 10)], [outcome(0, [True] * 9 + [False])]
     found = comparison(before, after, PROTOCOL)
-    assert (found["worse"], found["much_worse"]) == (1.0, 0.0)
+    assert (found.worse, found.much_worse) == (1.0, 0.0)
 
 
 def test_a_run_by_hand() -> None:
-    found = run_numbers(BETTER, PROTOCOL)
-    assert found["per_point"]["0.1"] == pytest.approx(8 / 12)
-    assert found["per_image"]["0.1"] == pytest.approx((1 + 0.75 + 0.25 + 1) / 4)
-    assert found["calls"] == 4.0
-    assert found["seconds"] == 0.5
-    assert found["matcher_failures"] == 0
+    found = run_report(BETTER, PROTOCOL)
+    assert found.per_point["0.1"] == pytest.approx(8 / 12)
+    assert found.per_image["0.1"] == pytest.approx((1 + 0.75 + 0.25 + 1) / 4)
+    assert found.calls == 4.0
+    assert found.seconds == 0.5
+    assert found.matcher_failures == 0
 
 
 def test_failures_of_the_matcher_count_as_wrong_and_of_the_data_not_at_all() -> None:
     failed = outcome(1, [True, True], failure="matcher", error="x", predicted=(None, None))
     broken = Outcome("set", "m off", "2", 2, failure="data", error="y", truth=((1.0, 1.0),))
-    found = run_numbers([outcome(0, [True, True]), failed, broken], PROTOCOL)
-    assert found["per_point"]["0.1"] == 0.5
-    assert (found["pairs"], found["matcher_failures"], found["data_failures"]) == (2, 1, 1)
+    found = run_report([outcome(0, [True, True]), failed, broken], PROTOCOL)
+    assert found.per_point["0.1"] == 0.5
+    assert (found.pairs, found.matcher_failures, found.data_failures) == (2, 1, 1)
     part = dataset_report("set", {"m off": [outcome(0, [True]), failed, broken]}, {"m off": "m off"}, PROTOCOL)
-    assert [f["pair"] for f in part["failures"]] == ["1", "2"]
+    assert [failed.pair for failed in part.failures] == ["1", "2"]
 
 
 def test_pairs_fall_into_the_bin_of_their_object() -> None:
     small = outcome(0, [False], box=(0.0, 0.0, 8.0, 8.0), truth=((4.0, 4.0),), predicted=((90.0, 90.0),))
     edge = outcome(1, [True], box=(0.0, 0.0, 20.0, 10.0), truth=((4.0, 4.0),), predicted=((4.0, 4.0),))
     found = by_size([small, edge], PROTOCOL, lambda o: o.size, SIZE_EDGES)
-    assert [(b["low"], b["high"], b["pairs"], b["pck"]) for b in found] == [(0.0, 0.1, 1, 0.0), (0.2, 0.3, 1, 1.0)]
+    assert [(b.low, b.high, b.pairs, b.pck) for b in found] == [(0.0, 0.1, 1, 0.0), (0.2, 0.3, 1, 1.0)]
 
 
 def test_scores_of_different_thresholds_differ() -> None:
@@ -103,7 +113,8 @@ def test_the_markdown_carries_protocol_gain_and_price(root: Path) -> None:
         for i, o in enumerate(group)
     ]
     report = build(made, datasets, held, {name: PROTOCOL}, "kbc eval --x")
-    json.dumps(report, allow_nan=False)
+    assert name in json.dumps(report.to_dict(), allow_nan=False)
+    assert report.with_alias("--x", "--x") == report  # read back from its own text, nothing is lost
     text = render(report)
     for word in (
         "`kbc eval --x`",
@@ -322,13 +333,11 @@ def test_charts_name_the_threshold_that_they_show(tmp_path: Path, monkeypatch: p
     from kbc import viz
     from kbc.evaluation import charts
 
-    drawn = []
+    drawn: list[Any] = []
     monkeypatch.setattr(viz, "save", lambda figure, path: drawn.append(figure) or path)
-    shares = {"per_image": {"0.2": 0.5}}
-    run = {"name": "m", "matcher": "m", "mode": "off", "size": None}
-    bin_ = {"low": 0.0, "high": 0.2, "pck": 0.5, "interval": [0.4, 0.6]}
-    dataset = {"name": "d", "headline": 0.2, "runs": {"m": shares}}
-    report = {"matchers": ["m"], "datasets": [dataset], "runs": [run], "pooled": {"m": [bin_]}}
+    part = dataset_report("d", {"m off": PLAIN}, {"m off": "m off"}, Protocol((0.2,), "bbox"))
+    pooled = {"m off": part.runs["m off"].by_size}
+    report = Report("kbc eval", ("m",), (RunInfo("m off", "m", "off", None, {}),), (part,), pooled, ())
     charts.bars(report, tmp_path / "bars.png")
     charts.against_size(report, tmp_path / "size.png")
     assert [figure.axes[0].get_ylabel() for figure in drawn] == ["PCK@0.2, %", "PCK@0.2, %"]

@@ -22,8 +22,9 @@ from kbc.data import open_dataset
 from kbc.errors import DataError, InputError
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, points, read_outcomes, rows
 from kbc.evaluation.pck import Protocol
+from kbc.evaluation.plan import Plan, Run, Source, complete, parse_shard
 from kbc.evaluation.report import build
-from kbc.evaluation.runner import Plan, Run, Source, complete, evaluate, execute, execute_jobs, parse_shard
+from kbc.evaluation.runner import evaluate, execute, execute_jobs
 from kbc.types import Match
 
 Stub = Callable[..., list[Any]]
@@ -40,7 +41,7 @@ def timeless(outcomes: Iterable[Outcome]) -> list[Outcome]:
 def report(made: Plan, folder: Path) -> dict[str, Any]:
     datasets = made.open()
     held = timeless(read_outcomes(folder).values())
-    return build(made, datasets, held, {dataset.name: Protocol() for dataset in datasets})
+    return build(made, datasets, held, {dataset.name: Protocol() for dataset in datasets}).to_dict()
 
 
 def test_outcomes_say_what_happened(root: Path) -> None:
