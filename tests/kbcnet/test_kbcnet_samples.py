@@ -13,20 +13,8 @@ from kbcnet_helpers import blob_image, centroid
 
 from kbc.errors import DataError, InputError
 from kbc.geometry import Window
-from kbc.kbcnet.training.sources import (
-    HELD_OUT,
-    MAX_POINTS,
-    PhotosData,
-    PhotoSource,
-    Sample,
-    ScenesData,
-    SceneSource,
-    Views,
-    framed_pair,
-    read_split,
-    training_window,
-    warped_pair,
-)
+from kbc.kbcnet.training.augment import MAX_POINTS, Sample, Views, framed_pair, training_window, warped_pair
+from kbc.kbcnet.training.sources import HELD_OUT, PhotosData, PhotoSource, ScenesData, SceneSource, read_split
 
 POINTS = np.array([[60.3, 50.2], [110.6, 52.1], [84.5, 90.4]])
 

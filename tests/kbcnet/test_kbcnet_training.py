@@ -18,18 +18,12 @@ from kbcnet_helpers import SMALL, small_config, small_recipe
 from kbc.cli import train as command
 from kbc.errors import DataError, InputError
 from kbc.kbcnet.checkpoint import empty_network, load_checkpoint
+from kbc.kbcnet.training.batches import Mixture, indices_of
 from kbc.kbcnet.training.pool import _digest
 from kbc.kbcnet.training.recipe import CONFIGS, Recipe, read_recipe
-from kbc.kbcnet.training.trainer import (
-    HELD_OUT,
-    Mixture,
-    Options,
-    TrainingError,
-    _Run,
-    indices_of,
-    learning_rate,
-    train,
-)
+from kbc.kbcnet.training.sources import HELD_OUT
+from kbc.kbcnet.training.state import learning_rate
+from kbc.kbcnet.training.trainer import Options, TrainingError, World, run, train
 from kbc.matchers.resnet import ResNet
 from kbc.weights import load_metadata, load_safetensors
 
@@ -266,7 +260,7 @@ def test_the_last_steps_see_larger_views_and_a_stop_in_between_changes_nothing(t
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="multiple of the 3 processes"):
-        _Run(small_recipe(), options(tmp_path), {}, 0, 3)
+        run(small_recipe(), options(tmp_path), {}, World(0, 3, torch.device("cpu")))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
@@ -275,7 +269,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     recipe = small_recipe(validate_pairs=0)
     train(recipe, options(tmp_path, stop_after=2))
     before = (tmp_path / "last.safetensors").read_bytes()
-    monkeypatch.setattr("kbc.kbcnet.training.trainer.cell_loss", lambda rows, *_: rows.sum() * float("nan"))
+    monkeypatch.setattr("kbc.kbcnet.training.objective.cell_loss", lambda rows, *_: rows.sum() * float("nan"))
     with pytest.raises(TrainingError, match="step 2"):
         train(recipe, options(tmp_path))
     assert (tmp_path / "last.safetensors").read_bytes() == before
