@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from kbc.files import output_file, write_json
-from kbc.ops.conv4d import Backend, center_pivot_conv4d
+from kbc.ops.conv4d import center_pivot_conv4d
 from kbc.ops.modules import CenterPivotConv4d, CenterPivotStack
+from kbc.ops.spec import Backend
 
 Run = Callable[[], object]
 CHANNELS = (3, 16, 16, 1)

@@ -1,22 +1,39 @@
-"""The `torch` backend: centre-pivot 4D convolution on channels-last views, for the CPU and any other device.
+"""Centre-pivot 4D convolution in plain torch: the reference, and the `torch` backend on channels-last views.
 
 In the memory order (B, Ha, Wa, Hb, Wb, C) both branches are ordinary 2D convolutions on views, with no permuted copy:
 the a-branch has an image of Ha rows and Wa·Nb columns and dilation (1, Nb), the b-branch B·Na images of (Hb, Wb).
-Work goes in strips of a-rows, so that the sum of the branches is taken while both are still in the cache.
+Work goes in strips of a-rows, so that the sum of the branches is taken while both are still in the cache. A strip reads
+more rows than it gives, its halo, of which those outside the grid are zeros that are never stored:
+
+    a-rows of the grid          the window that is read         what is computed
+                             ╭╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╌╮
+                             ╎ missing[0] rows of zeros ╎
+    0  ────────────────      ├──────────────────────────┤
+                             │ halo                     │
+       first ──────────      ├──────────────────────────┤       ┌──────────────┐
+             the strip       │ the strip's own rows     │   →   │ out          │
+       last  ──────────      ├──────────────────────────┤       └──────────────┘
+                             │ halo                     │
+    Ha ────────────────      └──────────────────────────┘       halo above, with the missing rows: ah,
+                                                                below: Kh − 1 − ah; missing[1] is 0 here
+The same holds along Wa, where a window either spans the grid ("grid": zeros are taken beyond it) or brings its halo
+along ("halo": a rectangle cut out of a buffer).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from kbc.ops.conv4d import Spec
+from kbc.ops.spec import Spec
+
+Columns: TypeAlias = Literal["grid", "halo"]
+"""What a window's columns are: those of the grid, or those of the output with their halo."""
 
 # Bytes of one strip's output: small enough for the sum to find both branches in the L2/L3 cache, large enough that a
 # conv2d call's fixed 20–40 µs do not show. Found by trial on a 32 MB L3; nothing depends on the exact value.
@@ -25,6 +42,35 @@ THINNEST_STRIP = 4  # a-rows: a stack copies a layer's halo once a strip, which 
 
 # From this many input channels on, one output channel is computed as a matrix product and shifted sums.
 ONE_OUTPUT_CHANNELS = 4
+
+
+def reference(x: Tensor, weight_a: Tensor, weight_b: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
+    """The definition in plain torch: permute, conv2d, permute back, once per grid, then add.
+
+    (B, C, Ha, Wa, Hb, Wb) → (B, O, Ha, Wa, Hb', Wb'), contiguous, on any device. The rest of this file computes
+    the same faster.
+    """
+    b, c, ha, wa, hb, wb = x.shape
+    sh, sw = spec.stride
+    _, o, _, _, hb_out, wb_out = spec.output_shape(x.shape, weight_a.shape[0])
+    pruned = x[..., ::sh, ::sw]
+
+    side_a = pruned.permute(0, 4, 5, 1, 2, 3).reshape(-1, c, ha, wa)
+    side_a = F.conv2d(_pad_same(side_a, weight_a, spec.offsets[:2]), weight_a, bias)
+    side_a = side_a.view(b, hb_out, wb_out, o, ha, wa).permute(0, 3, 4, 5, 1, 2)
+
+    side_b = x.permute(0, 2, 3, 1, 4, 5).reshape(-1, c, hb, wb)
+    side_b = F.conv2d(_pad_same(side_b, weight_b, spec.offsets[2:]), weight_b, stride=spec.stride)
+    side_b = side_b.view(b, ha, wa, o, hb_out, wb_out).permute(0, 3, 1, 2, 4, 5)
+
+    y = side_a.contiguous() + side_b.contiguous()
+    return y.relu() if spec.relu else y
+
+
+def _pad_same(x: Tensor, weight: Tensor, offsets: Sequence[int]) -> Tensor:
+    kh, kw = weight.shape[-2:]
+    oh, ow = offsets
+    return F.pad(x, (ow, kw - 1 - ow, oh, kh - 1 - oh))
 
 
 def empty_channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -41,16 +87,15 @@ def channels_last(x: Tensor) -> Tensor:
 def forward(x: Tensor, weight_a: Tensor, weight_b: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
     """(B, C, Ha, Wa, Hb, Wb) → (B, O, Ha, Wa, Hb', Wb') in channels-last order."""
     xl = channels_last(x)
-    b, ha, wa, hb, wb, _ = xl.shape
-    sh, sw = spec.stride
-    y = xl.new_empty((b, ha, wa, -(-hb // sh), -(-wb // sw), weight_a.shape[0]))
-    rows = strip_rows(y, weight_a, weight_b)
-    for one, result in zip(xl, y, strict=True):
+    y = empty_channels_last(x, spec.output_shape(x.shape, weight_a.shape[0]))
+    yl, ha = channels_last(y), x.shape[2]
+    rows = strip_rows(yl, weight_a, weight_b)
+    for one, result in zip(xl, yl, strict=True):
         for first in range(0, ha, rows):
             last = min(first + rows, ha)
             reads, missing = rows_read(first, last, ha, weight_a.shape[2], spec)
             cross(one[reads], weight_a, weight_b, bias, spec, result[first:last], missing)
-    return y.permute(0, 5, 1, 2, 3, 4)
+    return y
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -85,42 +130,42 @@ def cross(
     spec: Spec,
     out: Tensor,
     missing: tuple[int, int] = (0, 0),
+    columns: Columns = "grid",
 ) -> Tensor:
-    """One strip of the layer.
+    """One strip of the layer, as drawn above.
 
     Args:
-        window: (H, Wa, Hb, Wb, C): the strip's rows with their halo, which reaches H + sum(missing) − (Kh − 1) rows of
-            output. It may have the halo in Wa too, Wa + Kw − 1 cells; else zeros are taken there.
+        window: (H, Wa, Hb, Wb, C) with H + sum(missing) = rows + Kh − 1; of "halo" columns Wa + Kw − 1.
         weight_a, weight_b, bias, spec: as for `forward`.
         out: (rows, Wa, Hb', Wb', O), overwritten.
         missing: rows of zeros to imagine above and below the window.
+        columns: what the window's columns are.
     """
     rows, wa = out.shape[:2]
-    hb, wb, c = window.shape[2:]
     sh, sw = spec.stride
-    if out.shape[-1] == 1 and sh == sw == 1 and c >= ONE_OUTPUT_CHANNELS:
-        return _one_output(window, weight_a, weight_b, bias, spec, out, missing)
+    ah, aw, _, _ = spec.offsets
+    above, left = ah - missing[0], aw if columns == "halo" else 0  # where the strip's own cells begin in the window
+    own = (slice(above, above + rows), slice(left, left + wa))
+    if out.shape[-1] == 1 and sh == sw == 1 and window.shape[-1] >= ONE_OUTPUT_CHANNELS:
+        return _one_output(window, weight_a, weight_b, bias, spec, out, own)
     kind = working_dtype(window)
     window, weight_a, weight_b = window.to(kind), weight_a.to(kind), weight_b.to(kind)
     bias = None if bias is None else bias.to(kind)
-    ah, aw, bh, bw = spec.offsets
-    kh, kw = weight_b.shape[-2:]
-
-    has_halo = window.shape[1] != wa
     pruned = window if sh == sw == 1 else window[:, :, ::sh, ::sw]
-    side_a = _side_a(pruned.flatten(2, 3), weight_a, bias, None if has_halo else aw, missing)
-
-    core = window[ah - missing[0] : ah - missing[0] + rows, aw : aw + wa] if has_halo else window[ah - missing[0] :]
-    image_b = core[:rows].reshape(rows * wa, hb, wb, c)
-    pad_b = (bh, bw)
-    if (2 * bh, 2 * bw) != (kh - 1, kw - 1):  # conv2d pads both ends alike
-        image_b = F.pad(image_b, (0, 0, bw, kw - 1 - bw, bh, kh - 1 - bh))
-        pad_b = (0, 0)
+    side_a = _side_a(pruned.flatten(2, 3), weight_a, bias, aw, missing, columns)
+    image_b, pad_b = _image_b(window[own].flatten(0, 1), weight_b, spec)
     weight_b = weight_b.contiguous(memory_format=torch.channels_last)
     side_b = F.conv2d(_nchw(image_b), weight_b, None, spec.stride, pad_b).permute(0, 2, 3, 1)
-
     torch.add(side_a.reshape(out.shape), side_b.reshape(out.shape), out=out)
     return out.relu_() if spec.relu else out
+
+
+def _image_b(images: Tensor, weight: Tensor, spec: Spec) -> tuple[Tensor, tuple[int, int]]:
+    """(N, Hb, Wb, C) as conv2d takes it, and the padding to ask it for: it can only pad both ends alike."""
+    (_, _, bh, bw), (kh, kw) = spec.offsets, weight.shape[-2:]
+    if (2 * bh, 2 * bw) == (kh - 1, kw - 1):
+        return images, (bh, bw)
+    return F.pad(images, (0, 0, bw, kw - 1 - bw, bh, kh - 1 - bh)), (0, 0)
 
 
 def _one_output(
@@ -130,25 +175,23 @@ def _one_output(
     bias: Tensor | None,
     spec: Spec,
     out: Tensor,
-    missing: tuple[int, int],
+    own: tuple[slice, slice],
 ) -> Tensor:
     """`cross` for one output channel: one matrix product gives a plane per kernel element, then shifted sums.
 
-    A convolution with one output channel would compute eight and throw seven away.
+    A convolution with one output channel would compute eight and throw seven away. `own` is where the strip's own cells
+    lie in the window.
     """
     height, width, hb, wb, c = window.shape
     rows, wa = out.shape[:2]
-    _, _, bh, bw = spec.offsets
+    ah, aw, bh, bw = spec.offsets
     (kah, kaw), (kbh, kbw) = weight_a.shape[-2:], weight_b.shape[-2:]
-    aw = 0 if width != wa else spec.offsets[1]  # where the window has the halo in Wa, its first column is element 0's
     # Half precision is summed in fp32: dozens of roundings would add up.
     kind = torch.promote_types(window.dtype, torch.float32)
     taps = torch.cat([weight_a[0].flatten(1).t(), weight_b[0].flatten(1).t()]).to(kind)
     planes = torch.mm(taps, window.reshape(-1, c).to(kind).t()).view(-1, height, width, hb, wb)
 
-    left = spec.offsets[1] if width != wa else 0
-    first = spec.offsets[0] - missing[0]
-    core = planes[:, first : first + rows, left : left + wa]
+    core = planes[:, own[0], own[1]]
     total = out[..., 0] if kind == out.dtype else out.new_empty(out.shape[:-1], dtype=kind)
     centre = core[kah * kaw + bh * kbw + bw]
     if bias is None:
@@ -157,8 +200,8 @@ def _one_output(
         torch.add(centre, bias, out=total)
     for i in range(kah):
         for j in range(kaw):
-            to_h, of_h = _shift(i - missing[0], rows, height)
-            to_w, of_w = _shift(j - aw, wa, width)
+            to_h, of_h = _shift(i - ah + own[0].start, rows, height)
+            to_w, of_w = _shift(j - aw + own[1].start, wa, width)
             total[to_h, to_w] += planes[i * kaw + j, of_h, of_w]
     for i in range(kbh):
         for j in range(kbw):
@@ -178,12 +221,19 @@ def _shift(by: int, to_size: int, of_size: int) -> tuple[slice, slice]:
     return slice(first, last), slice(first + by, last + by)
 
 
-def _side_a(rows: Tensor, weight: Tensor, bias: Tensor | None, offset: int | None, missing: tuple[int, int]) -> Tensor:
-    """(H, Wa, Nb, C) → (rows, Wa·Nb, O), rows as in `cross`; `offset` is p along Wa, None where the halo is there."""
+def _side_a(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    offset: int,
+    missing: tuple[int, int],
+    columns: Columns = "grid",
+) -> Tensor:
+    """(H, Wa, Nb, C) → (rows, Wa·Nb, O), arguments as in `cross`; `offset` is p along Wa."""
     height, _, nb, c = rows.shape
     kh, kw = weight.shape[2:]
-    pad = 0 if offset is None else offset * nb
-    if offset is not None and 2 * offset != kw - 1:
+    pad = offset * nb if columns == "grid" else 0
+    if columns == "grid" and 2 * offset != kw - 1:
         rows = F.pad(rows, (0, 0, 0, 0, offset, kw - 1 - offset))
         pad = 0
     above, below = missing
@@ -251,14 +301,8 @@ def grad_weights(grad: Tensor, x: Tensor, weight_a: Tensor, weight_b: Tensor, sp
     if gl.shape[-1] == 1 and spec.stride == (1, 1):
         da, db = _one_output_grad_weights(gl[..., 0], xl, weight_a, weight_b, spec)
         return da.to(given), db.to(given)
-    b, ha, wa, hb, wb, c = xl.shape
     sh, sw = spec.stride
-    _, _, bh, bw = spec.offsets
-    kh, kw = weight_b.shape[-2:]
-    image, padding = xl.view(b * ha * wa, hb, wb, c), (bh, bw)
-    if (2 * bh, 2 * bw) != (kh - 1, kw - 1):
-        image = F.pad(image, (0, 0, bw, kw - 1 - bw, bh, kh - 1 - bh))
-        padding = (0, 0)
+    image, padding = _image_b(xl.flatten(0, 2), weight_b, spec)
     db = _wgrad(gl.flatten(0, 2), image, weight_b, (sh, sw), padding)
     da = _grad_weight_a(gl.flatten(3, 4), xl[:, :, :, ::sh, ::sw].flatten(3, 4), weight_a, spec)
     return da.to(given), db.contiguous().to(given)

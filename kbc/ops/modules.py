@@ -1,4 +1,4 @@
-"""The modules: one centre-pivot layer, a stack of them, and the dense 4D convolution they are checked against."""
+"""The modules: one centre-pivot layer, and a stack of them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kbc.errors import InputError, must_be
-from kbc.ops.conv4d import (
-    Activation,
-    Backend,
-    Padding,
-    autocast_arguments,
-    check_grid,
-    check_offsets,
-    check_stride,
-    whole_numbers,
-)
 from kbc.ops.query_rows import query_rows
+from kbc.ops.spec import Activation, Backend, Padding, check_grid, check_offsets, check_stride, whole_numbers
 from kbc.ops.streaming import Layer, one_layer, stack_forward, streams
 
 
@@ -181,81 +171,6 @@ class CenterPivotStack(nn.Module):
             InputError: rows of another form, or outside the grid.
         """
         return query_rows(x, rows, self.as_layers())
-
-
-class Conv4d(nn.Module):
-    """A dense 4D convolution: the oracle of the tests, slow on purpose.
-
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, bias: as for `CenterPivotConv4d`.
-
-    Attributes:
-        weight: (O, C, ah, aw, bh, bw).
-        bias: (O,) or None.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int] = 3,
-        stride: int | Sequence[int] = 1,
-        padding: Padding = "same",
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        sides = _four(kernel_size)
-        self.stride = check_stride(stride)
-        self.offsets = check_offsets(padding, sides)
-        shape = (_positive("out_channels", out_channels), _positive("in_channels", in_channels), *sides)
-        bound = math.sqrt(3.0 / math.prod(shape[1:]))
-        self.weight = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-
-    @classmethod
-    def from_center_pivot(cls, layer: CenterPivotConv4d) -> Conv4d:
-        """The dense layer with the cross-shaped kernel: weight_a at b's centre plus weight_b at a's centre."""
-        dense = cls(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.bias is not None,
-        ).to(layer.weight_a)
-        ah, aw, bh, bw = dense.offsets
-        with torch.no_grad():
-            dense.weight.zero_()
-            dense.weight[:, :, :, :, bh, bw] += layer.weight_a
-            dense.weight[:, :, ah, aw] += layer.weight_b
-            if dense.bias is not None and layer.bias is not None:
-                dense.bias.copy_(layer.bias)
-        return dense
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, Ha, Wa, Hb, Wb) → (B, O, Ha, Wa, ceil(Hb/sh), ceil(Wb/sw)), no activation.
-
-        Raises:
-            InputError: x of another form, dtype or device.
-        """
-        check_grid(x)
-        x, weight, _, bias = autocast_arguments(x, self.weight, self.weight, self.bias)
-        b, c, ha, wa = x.shape[:4]
-        o, channels, kah, kaw, kbh, kbw = weight.shape
-        if (c, x.dtype, x.device) != (channels, weight.dtype, weight.device):
-            expected = f"of {channels} channels, {weight.dtype} on {weight.device}"
-            raise InputError(must_be("x", expected, f"{c}, {x.dtype} on {x.device}"))
-        ah, aw, bh, bw = self.offsets
-        padded = F.pad(x, (bw, kbw - 1 - bw, bh, kbh - 1 - bh, aw, kaw - 1 - aw, ah, kah - 1 - ah))
-        total: Tensor | None = None
-        for i in range(kah):
-            for j in range(kaw):
-                images = padded[:, :, i : i + ha, j : j + wa].permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-                tap = F.conv2d(images, weight[:, :, i, j], stride=self.stride)
-                total = tap if total is None else total + tap
-        assert total is not None  # a kernel has at least one element
-        y = total.view(b, ha, wa, o, *total.shape[-2:]).permute(0, 3, 1, 2, 4, 5)
-        return y if bias is None else y + bias.view(-1, 1, 1, 1, 1)
 
 
 def _positive(name: str, value: int) -> int:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from kbc.errors import InputError, must_be
 from kbc.ops import cpu
-from kbc.ops.conv4d import Spec, check_grid
+from kbc.ops.spec import Spec, check_grid
 from kbc.ops.streaming import Layer, cast_layers, check_chain, one_layer, stack_forward, streams
 
 # A rectangle of which this share is needed is computed whole: fewer, larger calls win over a few cells saved.
@@ -89,11 +89,10 @@ def check_rows(rows: Tensor | Sequence[int] | Sequence[Sequence[int]], x: Tensor
 
 
 def _no_rows(x: Tensor, count: int, layers: Sequence[Layer]) -> Tensor:
-    hb, wb = x.shape[-2:]
-    for spec in check_chain(x, layers):
-        sh, sw = spec.stride
-        hb, wb = -(-hb // sh), -(-wb // sw)
-    return x.new_zeros((x.shape[0], count, layers[-1].weight_a.shape[0], hb, wb))
+    shape: tuple[int, ...] = tuple(x.shape)
+    for layer, spec in zip(layers, check_chain(x, layers), strict=True):
+        shape = spec.output_shape(shape, layer.weight_a.shape[0])
+    return x.new_zeros((shape[0], count, shape[1], *shape[4:]))
 
 
 def _by_crop(x: Tensor, cells: Tensor, layers: Sequence[Layer]) -> Tensor:
@@ -141,7 +140,7 @@ def _by_rectangles(x: Tensor, cells: Tensor, layers: Sequence[Layer]) -> Tensor:
         result = _buffer(values, target, layer.weight_a.shape[0], sides)
         for box in rectangles(masks[step + 1]):
             window = _part(values, origin, _grown(box, layer, spec))
-            cpu.cross(window, layer.weight_a, layer.weight_b, layer.bias, spec, _part(result, target, box))
+            cpu.cross(window, *layer[:3], spec, _part(result, target, box), columns="halo")
         values, origin = result, target
     return values[cells // wa - origin.top, cells % wa - origin.left].permute(0, 3, 1, 2)
 

@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from kbc.ops import cpu
-from kbc.ops.conv4d import (
-    Activation,
-    Backend,
-    Padding,
-    Spec,
-    autocast_arguments,
-    center_pivot_conv4d,
-    check_kinds,
-    check_layer,
-)
+from kbc.ops.conv4d import center_pivot_conv4d
+from kbc.ops.spec import Activation, Backend, Padding, Spec, autocast_arguments, check_kinds, check_layer
 
 
 class Layer(NamedTuple):
@@ -67,15 +59,14 @@ def cast_layers(x: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, list[Layer]
 
 def check_chain(x: Tensor, layers: Sequence[Layer]) -> list[Spec]:
     """Check each layer against what the one before gives, without computing anything."""
-    shape = tuple(x.shape)
+    shape: tuple[int, ...] = tuple(x.shape)
     specs = []
     for layer in layers:
         blank = x.new_empty((1,)).expand(shape)
         check_kinds(blank, layer.weight_a, layer.weight_b, layer.bias)
         spec = check_layer(blank, *layer[:3], stride=layer.stride, padding=layer.padding, activation=layer.activation)
         specs.append(spec)
-        sh, sw = spec.stride
-        shape = (shape[0], layer.weight_a.shape[0], *shape[2:4], -(-shape[4] // sh), -(-shape[5] // sw))
+        shape = spec.output_shape(shape, layer.weight_a.shape[0])
     return specs
 
 
@@ -117,15 +108,15 @@ def stack_forward(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """(B, C, Ha, Wa, Hb, Wb) → (B, O, Ha, Wa, Hb', Wb') in channels-last order, as the layers one after the other."""
     x, layers = cast_layers(x, layers)
     specs = check_chain(x, layers)
-    b, _, ha, wa, hb, wb = x.shape
-    rows = ha
+    shape: tuple[int, ...] = tuple(x.shape)
+    rows = ha = x.shape[2]
     for layer, spec in zip(layers, specs, strict=True):
-        hb, wb = -(-hb // spec.stride[0]), -(-wb // spec.stride[1])
-        blank = x.new_empty((1,)).expand(b, ha, wa, hb, wb, layer.weight_a.shape[0])
+        shape = spec.output_shape(shape, layer.weight_a.shape[0])
+        blank = x.new_empty((1,)).expand(shape).permute(0, 2, 3, 4, 5, 1)
         rows = min(rows, cpu.strip_rows(blank, layer.weight_a, layer.weight_b))
-    y = x.new_empty((b, ha, wa, hb, wb, layers[-1].weight_a.shape[0]))
+    y = cpu.empty_channels_last(x, shape)
     buffers = _buffers(x, layers, specs, rows)
-    for item, result in zip(x.permute(0, 2, 3, 4, 5, 1), y, strict=True):
+    for item, result in zip(x.permute(0, 2, 3, 4, 5, 1), cpu.channels_last(y), strict=True):
         stages = [_Stage(layer, spec, ha, buf) for layer, spec, buf in zip(layers, specs, buffers, strict=True)]
         for first in range(0, ha, rows):
             last = min(first + rows, ha)
@@ -135,16 +126,17 @@ def stack_forward(x: Tensor, layers: Sequence[Layer]) -> Tensor:
                 if count:
                     done = stage.done
                     stage.compute(result[done : done + count] if following is None else following.room(count))
-    return y.permute(0, 5, 1, 2, 3, 4)
+    return y
 
 
 def _buffers(x: Tensor, layers: Sequence[Layer], specs: Sequence[Spec], rows: int) -> list[Tensor]:
     """One per layer, tall enough for what it keeps and the most that can come at once (the last strip brings more)."""
-    c, ha, wa, hb, wb = x.shape[1:]
+    shape: tuple[int, ...] = tuple(x.shape)
     buffers = []
     for layer, spec in zip(layers, specs, strict=True):
         kept = layer.weight_a.shape[2] - 1
-        buffers.append(x.new_empty((min(ha, rows + kept), wa, hb, wb, c)))
+        _, c, ha, *sides = shape
+        buffers.append(x.new_empty((min(ha, rows + kept), *sides, c)))
         rows += kept - spec.offsets[0]
-        c, hb, wb = layer.weight_a.shape[0], -(-hb // spec.stride[0]), -(-wb // spec.stride[1])
+        shape = spec.output_shape(shape, layer.weight_a.shape[0])
     return buffers

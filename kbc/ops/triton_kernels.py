@@ -7,7 +7,6 @@ Import this module only where it is used: it imports triton. Everything is chann
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -16,9 +15,7 @@ from torch import Tensor
 
 from kbc.errors import InputError, must_be
 from kbc.ops import cpu
-
-if TYPE_CHECKING:
-    from kbc.ops.conv4d import Spec
+from kbc.ops.spec import Spec
 
 # (positions, most channels) of one program. fp32 has no tensor cores at full precision, so its operands lie in
 # registers: smaller tiles, or it spills. Registers and spills are what a compile for sm_90 shows.
@@ -198,9 +195,7 @@ weights_kernel = triton.jit(_weights_kernel)
 
 def forward(x: Tensor, weight_a: Tensor, weight_b: Tensor, bias: Tensor | None, spec: Spec) -> Tensor:
     """(B, C, Ha, Wa, Hb, Wb) → (B, O, Ha, Wa, Hb', Wb') in channels-last order: one launch."""
-    b, _, ha, wa, hb, wb = x.shape
-    sh, sw = spec.stride
-    y = cpu.empty_channels_last(x, (b, weight_a.shape[0], ha, wa, -(-hb // sh), -(-wb // sw)))
+    y = cpu.empty_channels_last(x, spec.output_shape(x.shape, weight_a.shape[0]))
     weight = _packed(weight_a, weight_b).transpose(1, 2).contiguous()
     _launch(x, weight, bias, y, geometry(weight_a, weight_b, spec, False), spec.relu)
     return y
