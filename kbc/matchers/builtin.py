@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,86 +69,26 @@ def _saturation(colour: Tensor) -> Tensor:
     return (strength * 4).clamp_max(1.0)
 
 
-def resnet18(
-    *,
-    weights: str | Path,
-    layers: Sequence[int] = (2, 3),
-    size: int | tuple[int, int] = 256,
-    votes: bool = False,
-    device: str | torch.device = "cpu",
-) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-18, nearest neighbour; `weights` is a file in torchvision's form.
-
-    Args:
-        weights: a file with torchvision's key names (`.pth`, `.safetensors`, `.npz`), or "imagenet" to download it.
-        layers: which layers, 1 … 4; the deepest sets the stride.
-        size: images are stretched to this side, or (height, width), pixels.
-        votes: let the surrounding matches vote for where a point went; see `FeatureMatcher.with_votes`.
-        device: where it runs.
-    """
-    return hypercolumns("resnet18", weights=weights, layers=layers, size=size, votes=votes, device=device)
-
-
-def resnet50(
-    *,
-    weights: str | Path,
-    layers: Sequence[int] = (2, 3),
-    size: int | tuple[int, int] = 256,
-    votes: bool = False,
-    device: str | torch.device = "cpu",
-) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-50, nearest neighbour; `weights` is a file in torchvision's form.
-
-    Args:
-        weights: a file with torchvision's key names (`.pth`, `.safetensors`, `.npz`), or "imagenet" to download it.
-        layers: which layers, 1 … 4; the deepest sets the stride.
-        size: images are stretched to this side, or (height, width), pixels.
-        votes: let the surrounding matches vote for where a point went; see `FeatureMatcher.with_votes`.
-        device: where it runs.
-    """
-    return hypercolumns("resnet50", weights=weights, layers=layers, size=size, votes=votes, device=device)
-
-
-def resnet101(
-    *,
-    weights: str | Path,
-    layers: Sequence[int] = (2, 3),
-    size: int | tuple[int, int] = 256,
-    votes: bool = False,
-    device: str | torch.device = "cpu",
-) -> FeatureMatcher:
-    """Hypercolumns of an ImageNet ResNet-101, nearest neighbour; `weights` is a file in torchvision's form.
-
-    Args:
-        weights: a file with torchvision's key names (`.pth`, `.safetensors`, `.npz`), or "imagenet" to download it.
-        layers: which layers, 1 … 4; the deepest sets the stride.
-        size: images are stretched to this side, or (height, width), pixels.
-        votes: let the surrounding matches vote for where a point went; see `FeatureMatcher.with_votes`.
-        device: where it runs.
-    """
-    return hypercolumns("resnet101", weights=weights, layers=layers, size=size, votes=votes, device=device)
-
-
 def hypercolumns(
     name: ResNetName,
     *,
     weights: str | Path,
-    layers: Sequence[int],
-    size: int | tuple[int, int],
-    votes: bool,
-    device: str | torch.device,
+    layers: Sequence[int] = (2, 3),
+    size: int | tuple[int, int] = 256,
+    votes: bool = False,
+    device: str | torch.device = "cpu",
 ) -> FeatureMatcher:
-    """Nearest neighbour on concatenated ResNet layers, each normalised, on the grid of the coarsest layer's stride.
+    """Hypercolumns of an ImageNet ResNet, nearest neighbour; `weights` is a file in torchvision's form.
+
+    The layers' maps, each normalised, on the grid of the deepest one: Hariharan et al., arXiv 1411.5752; their equal
+    weighting is our choice.
 
     Args:
-        name: the network.
         weights: a file with torchvision's key names (`.pth`, `.safetensors`, `.npz`), or "imagenet" to download it.
-        layers: which layers, 1 … 4.
-        size: images are stretched to it, input pixels.
-        votes: let the surrounding matches vote, see `FeatureMatcher.with_votes`.
-        device: where the network runs.
-
-    Hypercolumns: Hariharan et al., arXiv 1411.5752; the equal weighting of the layers is our choice.
+        layers: which layers, 1 … 4; the deepest sets the stride.
+        size: images are stretched to this side, or (height, width), pixels.
+        votes: let the surrounding matches vote for where a point went; see `FeatureMatcher.with_votes`.
+        device: where it runs.
     """
     given = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else (layers,)
     if not given or any(layer not in list(STRIDES) for layer in given):
@@ -158,6 +99,18 @@ def hypercolumns(
     encode = _Hypercolumns(resnet(name, weights).to(device), chosen)
     matcher = from_features(encode, STRIDES[max(chosen)], size=size, offset=0.0, name=name, device=device)
     return matcher.with_votes() if votes else matcher
+
+
+def _builder(name: ResNetName) -> partial[FeatureMatcher]:
+    """`hypercolumns` of one network, as an entry point: with its signature and its docstring."""
+    builder = partial(hypercolumns, name)
+    builder.__doc__ = str(hypercolumns.__doc__).replace("ImageNet ResNet", f"ImageNet ResNet-{name[6:]}")
+    return builder
+
+
+resnet18 = _builder("resnet18")
+resnet50 = _builder("resnet50")
+resnet101 = _builder("resnet101")
 
 
 class _Hypercolumns:
