@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -33,11 +34,16 @@ def output_file(path: str | os.PathLike[str], argument: str = "path") -> Path:
     Raises:
         InputError: the folder does not exist, cannot be written to, or `path` is a folder.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = as_path(path, argument)
+    try:
+        is_folder, straight, folder = path.is_dir(), _written_straight(path), _resolved(path).parent
+        exists = folder.is_dir()
+    except (OSError, ValueError) as error:  # too long for the file system; a NUL
+        raise _unwritable(path, argument, error) from error
+    if is_folder:
         raise InputError(must_be(argument, "a file's name", f"the folder {str(path)!r}"))
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        hint = "check the path" if path.parent.is_dir() else "make the folder first"
+    if not straight and not (exists and os.access(folder, os.W_OK)):
+        hint = "check the path" if exists else "make the folder first"
         raise InputError(must_be(argument, "in a folder that can be written to", repr(str(path)), hint))
     return path
 
@@ -48,13 +54,13 @@ def output_folder(path: str | os.PathLike[str], argument: str) -> Path:
     Raises:
         InputError: it can be neither made nor written to.
     """
-    path = Path(path)
+    path = as_path(path, argument)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError
-    except OSError as error:
-        received = f"{str(path)!r} ({error.strerror or 'not writable'})"
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        received = f"{str(path)!r} ({getattr(error, 'strerror', error) or 'not writable'})"
         raise InputError(must_be(argument, "a folder that can be written to", received)) from error
     return path
 
@@ -63,28 +69,65 @@ def output_folder(path: str | os.PathLike[str], argument: str) -> Path:
 def written_whole(path: str | os.PathLike[str], argument: str = "path") -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends, and vanishes when it raises (Ctrl-C, too).
 
+    A symbolic link stays one and what it points to is replaced; a file that is replaced hands on its permissions.
+    Devices, pipes and what the process has open (/dev/stdout) are written to as they are.
+
     Raises:
         InputError: as `output_file`, naming `argument`.
     """
     path = output_file(path, argument)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    straight, place = _written_straight(path), _resolved(path)
+    part = path if straight else place.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        file = part.open("xb")
+        file = part.open("ab" if straight else "xb")
     except OSError as error:
-        received = f"{str(path)!r} ({error.strerror})"
-        raise InputError(must_be(argument, "a file that can be written", received)) from error
-    try:
+        raise _unwritable(path, argument, error) from error
+    if straight:
         with file:
             yield file
-        part.replace(path)
+        return
+    try:
+        with file:
+            _hand_on_permissions(place, part)
+            yield file
+        part.replace(place)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
+def _written_straight(path: Path) -> bool:
+    """Whether a path is there and is no regular file that another may take the place of."""
+    if os.path.abspath(path).startswith(("/dev/fd/", "/dev/std", "/proc/")):
+        return path.exists()
+    return path.exists() and not path.is_file()
+
+
+def _resolved(path: Path) -> Path:
+    """Where a path leads, through symbolic links, be there something or not."""
+    return Path(os.path.realpath(path))
+
+
+def _hand_on_permissions(old: Path, new: Path) -> None:
+    """Owner and mode of a file for the one that replaces it, before anything stands in that."""
+    try:
+        had = old.stat()
+    except FileNotFoundError:
+        return
+    with suppress(OSError, AttributeError):  # only root gives files away; Windows has no owners
+        os.chown(new, had.st_uid, had.st_gid)
+    new.chmod(stat.S_IMODE(had.st_mode))
+
+
+def _unwritable(path: Path, argument: str, error: Exception) -> InputError:
+    why = getattr(error, "strerror", None) or error
+    return InputError(must_be(argument, "a file that can be written", f"{str(path)!r} ({why})"))
+
+
 def write_json(data: object, path: str | os.PathLike[str], argument: str = "path") -> None:
     """Write strict JSON (UTF-8, no NaN) to a file, whole or not at all, or to standard output for "-"."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = text.encode(errors="backslashreplace").decode()  # bytes in a file's name that are no UTF-8
     if str(path) == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
