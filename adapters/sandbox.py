@@ -1,17 +1,28 @@
-"""Run an upstream checkout as it is, and leave no trace of it in the process.
+"""Run an upstream checkout as it is, and leave the process as it was.
 
 The checkout's modules are executed here, with an `__import__` of their own: names that the checkout holds (`model`,
 `utils`, `data`, …) resolve inside it, names that it mentions but does not need are stubs, everything else is imported
 as always. Python's own import system never hears of them, so `sys.path` and `sys.modules` are not touched, any number
 of checkouts live side by side, each with its own class-level state, and threads cannot see each other's half-done
 imports. Our choice; the usual way (checkout first on `sys.path`, then clean `sys.modules`) shares all of these.
+
+What the checkout's code changes of the process while it is imported, built or run is put back (`process_kept` says
+what); other threads see it meanwhile. `sys.exit` is an error like any other. Weights are not downloaded by way of
+`torch.hub` or `torch.utils.model_zoo`. Nothing else is prevented: this is for code that its user trusts. Files that it
+writes, threads that it starts, `atexit`, and what installed packages do that it imports (torchvision's own downloads)
+are its own.
 """
 
 from __future__ import annotations
 
 import builtins
 import logging
+import os
+import random
+import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +30,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from torch.backends import cudnn
 from torch.overrides import TorchFunctionMode
 
 from kbc.errors import InputError, KBCError, MatcherError, MissingDependencyError, must_be
@@ -134,11 +147,15 @@ class Checkout:
         self._stubs: dict[str, object] = {"logging": quiet, **network, **(stubs or {})}
         self._packages = dict(packages or {})
         self._weights = weights
-        self._torch = _replaced(
-            torch,
-            hub=Stub("torch.hub", **dict.fromkeys(_DOWNLOADERS, self._pretrained)),
-            utils=_replaced(torch.utils, model_zoo=SimpleNamespace(load_url=self._pretrained)),
-        )
+        hub = Stub("torch.hub", **dict.fromkeys(_DOWNLOADERS, self._pretrained))
+        zoo = SimpleNamespace(load_url=self._pretrained)
+        utils = _replaced(torch.utils, model_zoo=zoo)
+        self._torch: dict[str, Any] = {
+            "torch": _replaced(torch, hub=hub, utils=utils),
+            "torch.hub": hub,
+            "torch.utils": utils,
+            "torch.utils.model_zoo": zoo,
+        }
         self._modules: dict[str, ModuleType] = {}
         self._lock = threading.RLock()
         self._builtins = {**vars(builtins), "__import__": self._import, "print": self._print}
@@ -161,7 +178,8 @@ class Checkout:
         if self._find(name) is None:
             raise self._wrong(f"one without {name.replace('.', '/')}.py")
         try:
-            return self._load(name)
+            with process_kept():
+                return self._load(name)
         except KBCError:
             raise
         except ModuleNotFoundError as error:
@@ -172,7 +190,7 @@ class Checkout:
                 f"{self.upstream.repository} ({name}) needs a package that is not installed: {error}; "
                 f"run: pip install {missing}"
             ) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"{self.upstream.repository} at {str(self.root)!r}: {name} raised {type(error).__name__}: {error}"
             raise MatcherError(text) from error
 
@@ -202,17 +220,17 @@ class Checkout:
 
     @contextmanager
     def building(self, device: torch.device) -> Iterator[None]:
-        """Construct upstream's model in here: `.cuda()` goes to `device`, torch's random state is put back.
+        """Construct upstream's model in here: `.cuda()` goes to `device`.
 
         Raises:
             MatcherError: whatever else than a `KBCError` upstream raises.
         """
-        with BUILDING, torch.random.fork_rng(devices=[]), CudaTo(device):
+        with BUILDING, process_kept(), CudaTo(device):
             try:
                 yield
             except KBCError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise MatcherError(
                     f"{self.upstream.repository} at {str(self.root)!r} could not be built "
                     f"({type(error).__name__}: {error}); is it the commit that examples/results/adapters.md names?"
@@ -220,9 +238,16 @@ class Checkout:
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
-        """Run upstream's model in here, in the thread that uses it."""
-        with CudaTo(device), torch.inference_mode():
-            yield
+        """Run upstream's model in here, in the thread that uses it.
+
+        Raises:
+            MatcherError: it ended the program.
+        """
+        with process_kept(), CudaTo(device), torch.inference_mode():
+            try:
+                yield
+            except SystemExit as error:
+                raise MatcherError(f"{self.upstream.repository} at {str(self.root)!r} called sys.exit") from error
 
     def _check(self) -> None:
         if not self.root.is_dir():
@@ -264,7 +289,8 @@ class Checkout:
                 found = getattr(found, part)
             return found
         if self._find(top) is None:
-            return builtins.__import__(name, globals, locals, fromlist or (), 0)
+            module = builtins.__import__(name, globals, locals, fromlist or (), 0)
+            return self._torch.get(name if fromlist else top, module)
         with self._lock:
             module = self._load(name)
             for item in fromlist or ():
@@ -277,9 +303,9 @@ class Checkout:
         top, *rest = name.split(".")
         base = self._packages.get(top, self.root / top)
         path = base.joinpath(*rest)
-        if path.is_dir():
-            return path
         file = path.with_name(f"{path.name}.py")
+        if path.is_dir() and ((path / "__init__.py").is_file() or top not in sys.stdlib_module_names):
+            return path  # as in Python, a folder of data called `json` does not hide the standard library's
         return file if file.is_file() else None
 
     def _load(self, name: str) -> ModuleType:
@@ -311,18 +337,7 @@ class Checkout:
                 if above is not None:
                     delattr(above, child)
                 raise
-            self._disarm(module)
             return module
-
-    def _disarm(self, module: ModuleType) -> None:
-        """Point a module's ways to download weights at what the user gave."""
-        if getattr(module, "torch", None) is torch:
-            vars(module)["torch"] = self._torch
-        if hasattr(module, "model_zoo") and hasattr(module.model_zoo, "load_url"):
-            vars(module)["model_zoo"] = SimpleNamespace(load_url=self._pretrained)
-        for name in _DOWNLOADERS:
-            if hasattr(module, name):
-                setattr(module, name, self._pretrained)
 
     def _pretrained(self, url: str, *args: object, **options: object) -> dict[str, torch.Tensor]:
         if self._weights is None:
@@ -335,7 +350,84 @@ class Checkout:
 
 
 def _replaced(module: ModuleType, **attributes: object) -> ModuleType:
-    """A copy of a module with other attributes; the module itself stays as it is."""
+    """A copy of a module with other attributes; the module itself stays as it is, and what it gets later is found."""
     copied = ModuleType(module.__name__)
-    vars(copied).update(vars(module), **attributes)
+    vars(copied).update(vars(module), **attributes, __getattr__=lambda name: getattr(module, name))
     return copied
+
+
+@contextmanager
+def process_kept() -> Iterator[None]:
+    """Put back what a checkout's code changed of the process: working directory, environment, `sys.path`, warning
+    filters, signal handlers; the random states of Python, NumPy and torch's CPU; torch's default dtype, gradient mode,
+    number of threads, deterministic algorithms, matrix precision and cuDNN switches.
+    """
+    before = [get() for get, _ in _PROCESS]
+    try:
+        yield
+    finally:
+        for value, (get, put) in zip(before, _PROCESS, strict=True):
+            if get() != value:
+                put(value)
+
+
+def _put_environment(values: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(values)
+
+
+def _put_path(values: list[str]) -> None:
+    sys.path[:] = values
+
+
+def _put_filters(values: list[Any]) -> None:
+    warnings.resetwarnings()  # this tells Python that the filters have changed
+    warnings.filters[:] = values  # type: ignore[index]
+
+
+def _handlers() -> dict[int, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}  # Python changes them in the main thread only
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+
+def _put_handlers(values: dict[int, Any]) -> None:
+    for number, handler in values.items():
+        if handler is not None and signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+
+
+def _numpy_random() -> tuple[Any, ...]:
+    state: Any = np.random.get_state()  # noqa: NPY002 (upstream's is the global one)
+    name, keys, *rest = state
+    return (name, tuple(keys.tolist()), *rest)
+
+
+def _put_torch_random(state: list[int]) -> None:
+    torch.set_rng_state(torch.tensor(state, dtype=torch.uint8))
+
+
+def _cudnn() -> tuple[bool, ...]:
+    return (cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+
+
+def _put_cudnn(values: tuple[bool, ...]) -> None:
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = values
+
+
+_PROCESS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (os.getcwd, os.chdir),
+    (lambda: dict(os.environ), _put_environment),
+    (lambda: list(sys.path), _put_path),
+    (lambda: list(warnings.filters), _put_filters),
+    (_handlers, _put_handlers),
+    (random.getstate, random.setstate),
+    (_numpy_random, np.random.set_state),
+    (lambda: torch.get_rng_state().tolist(), _put_torch_random),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (_cudnn, _put_cudnn),
+)

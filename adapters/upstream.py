@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -226,14 +225,7 @@ def read_checkpoint(path: str | Path, argument: str = "checkpoint") -> dict[str,
     try:
         state = load_weights(path)
     except InputError as error:
-        text = str(error).replace("`weights`", f"`{argument}`", 1)
-        if isinstance(error.__cause__, pickle.UnpicklingError):
-            text += (
-                ". A training checkpoint may hold more than tensors (CATs' holds a NumPy `best_loss`): if you trust "
-                "where it comes from, save torch.load(file, weights_only=False)['state_dict'] once to a new file and "
-                "give that"
-            )
-        raise type(error)(text) from error
+        raise type(error)(str(error).replace("`weights`", f"`{argument}`", 1)) from error
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state

@@ -34,7 +34,12 @@ _DTYPES = (
     *("float64", "float32", "float16", "bfloat16"),
     *("int64", "int32", "int16", "int8", "uint8", "bool"),
 )
-_PLAIN, _RESAVE = "a .pth file of plain tensors", "save its state_dict alone"
+_PLAIN = "a .pth file of plain tensors"
+_RESAVE = (
+    "save its state_dict alone: if you trust where it comes from, "
+    "torch.save(torch.load(file, weights_only=False)['state_dict'], new_file)"
+)
+_SCRIPT = "save its state_dict alone: torch.save(torch.jit.load(file).state_dict(), new_file)"
 _PICKLED = {
     ("collections", "OrderedDict"),
     ("torch", "Size"),
@@ -212,7 +217,7 @@ def _checked_archive(path: Path) -> io.BytesIO:
         members = archive.infolist()
         names = [member.filename for member in members]
         if any(name.endswith("/constants.pkl") for name in names):
-            raise DataError(must_be("weights", _PLAIN, f"{str(path)!r}, a TorchScript archive", _RESAVE))
+            raise DataError(must_be("weights", _PLAIN, f"{str(path)!r}, a TorchScript archive", _SCRIPT))
         if any(member.compress_type != zipfile.ZIP_STORED for member in members) or len(set(names)) < len(names):
             raise _broken(path, "compressed or repeated members, which torch.save never writes")
         if sum(member.file_size for member in members) > path.stat().st_size:

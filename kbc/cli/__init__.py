@@ -115,15 +115,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        name = overview().parse_args(given[:1]).command
-        module = COMMANDS[name].load()
-        args = command_parser(name, module).parse_args(given[1:])
+        try:
+            name = overview().parse_args(given[:1]).command
+            module = COMMANDS[name].load()
+            args = command_parser(name, module).parse_args(given[1:])
+        except SystemExit as stop:  # argparse, after --help
+            return int(stop.code or 0)
         args.words = given  # as it was asked, for reports that name their command
         code = module.run(args)
         sys.stdout.flush()
         return code
-    except SystemExit as stop:  # argparse, after --help
-        return int(stop.code or 0)
+    except SystemExit as stop:  # code that kbc called; whatever it says, the work is not done
+        return _complain(f"a matcher or plug-in called sys.exit({stop.code!r})", FAILED)
     except MissingDependencyError as error:
         return _complain(error, MISSING)
     except KBCError as error:

@@ -88,7 +88,7 @@ def _one_per_pair(who: str, kind: str, ask: Callable[..., Any], pairs: Sequence[
         answers = list(ask(pairs, **options))
     except KBCError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a matcher that calls sys.exit does not end its user's program
         raise MatcherError(f"{who} raised {type(error).__name__}: {error}") from error
     if len(answers) != len(pairs):
         raise MatcherError(f"{who} must give one {kind} per pair, received {len(answers)} for {len(pairs)} pairs")

@@ -1,18 +1,23 @@
-"""The sandbox: a checkout runs as it is and leaves no trace, errors included."""
+"""The sandbox: a checkout runs as it is and leaves the process as it was, errors included."""
 
 from __future__ import annotations
 
 import builtins
+import csv
+import json
 import logging
 import os
 import random
+import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -20,6 +25,7 @@ from adapter_layers import NAMES, Layer, example
 from kbc_adapters.chm import CHM
 from kbc_adapters.sandbox import Checkout, Stub, Upstream
 
+from kbc import cli
 from kbc.errors import InputError, KBCError, MatcherError, MissingDependencyError
 
 TOY = Upstream("someone/toy", "toy/net.py", "MIT", "A paper, 2020", "source → target", "64 × 64")
@@ -46,6 +52,12 @@ def untouched() -> Iterator[None]:
             "working directory": os.getcwd(),
             "gradients": torch.is_grad_enabled(),
             "inference": torch.is_inference_mode_enabled(),
+            "dtype": torch.get_default_dtype(),
+            "warning filters": list(warnings.filters),
+            "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
+            "threads": torch.get_num_threads(),
+            "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
             "function mode": torch.overrides._get_current_function_mode_stack(),
         }
 
@@ -92,6 +104,67 @@ def test_errors_leave_the_process_as_it_was(source: str, tmp_path: Path) -> None
         code.module("toy.net")
     (tmp_path / "toy/net.py").write_text("answer = 42")
     assert code.get("toy.net", "answer") == 42  # a failed module is not remembered
+
+
+VANDAL = """
+import os, random, signal, sys, tempfile, warnings
+import numpy as np, torch
+def wreck():
+    os.chdir(tempfile.gettempdir()); os.environ["TOY"] = "1"; os.environ.pop("HOME", None); sys.path.insert(0, "toy")
+    random.seed(1); np.random.seed(1); torch.manual_seed(1); torch.set_default_dtype(torch.float64)
+    warnings.filterwarnings("ignore"); signal.signal(signal.SIGINT, signal.SIG_IGN); torch.set_grad_enabled(False)
+    torch.backends.cudnn.benchmark = True; torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+"""
+
+
+@pytest.mark.parametrize("end", ["", "raise ValueError('broken')", "sys.exit(0)"])
+def test_what_a_checkout_changes_of_the_process_is_put_back(end: str, tmp_path: Path) -> None:
+    code = Checkout(toy(tmp_path, {"toy/net.py": VANDAL, "toy/bad.py": f"{VANDAL}wreck()\n{end}"}), TOY)
+    wreck = code.get("toy.net", "wreck")
+    torch.use_deterministic_algorithms(False)  # torch imports what it needs for it
+
+    def use(within: Any) -> None:
+        with within:
+            wreck()
+            if end:
+                raise SystemExit(0) if "exit" in end else ValueError("broken")
+
+    fails = pytest.raises((MatcherError, ValueError)) if end else nullcontext()
+    for within in (code.building(torch.device("cpu")), code.running(torch.device("cpu"))):
+        with untouched(), fails:
+            use(within)
+    with untouched(), fails:
+        code.module("toy.bad")
+
+
+def test_a_checkout_that_ends_the_program_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layer: Layer
+) -> None:
+    code = Checkout(toy(tmp_path, {"toy/net.py": "import sys\nsys.exit(0)"}), TOY)
+    with pytest.raises(MatcherError, match=r"toy\.net raised SystemExit: 0"):
+        code.module("toy.net")
+    toy(tmp_path, {"model/chmnet.py": "raise SystemExit(0)"})
+    image = str(tmp_path / "a.png")
+    cv2.imwrite(image, np.zeros((40, 60, 3), np.uint8))
+    words = ["match", image, image, "--points", "1,1", "--matcher", "chm", "--option", f"checkout={tmp_path}"]
+    assert cli.main([*words, "--option", f"checkpoint={layer.file('chm')}"]) == cli.FAILED
+    assert "model.chmnet raised SystemExit: 0" in capsys.readouterr().err
+
+
+def test_a_folder_of_data_does_not_hide_the_standard_library(tmp_path: Path) -> None:
+    source = "import json\nfrom csv import reader\nfrom data import name"
+    files = {"toy/net.py": source, "json/a.json": "{}", "csv/a.csv": "", "data/name.py": ""}
+    net = Checkout(toy(tmp_path, files), TOY).module("toy.net")
+    assert net.json is json
+    assert net.reader is csv.reader
+    assert net.name.__name__ == "data.name"
+
+
+def test_what_a_module_gets_later_is_found_through_its_copy(tmp_path: Path) -> None:
+    source = "import torch\nimport torch.utils.benchmark as late\nhere = torch.utils.benchmark"
+    net = Checkout(toy(tmp_path, {"toy/net.py": source}), TOY).module("toy.net")
+    assert net.late is net.here is sys.modules["torch.utils.benchmark"]
 
 
 def test_a_failed_construction_leaves_the_process_as_it_was(layer: Layer, tmp_path: Path) -> None:
@@ -150,8 +223,6 @@ def test_names_of_the_process_do_not_leak_in_or_out(tmp_path: Path) -> None:
     code = Checkout(
         toy(tmp_path, {"toy/net.py": "import json, adapter_layers\nwho = json.who", "json.py": "who = 'mine'"}), TOY
     )
-    import json
-
     assert code.get("toy.net", "who") == "mine"
     assert sys.modules["json"] is json
     assert not hasattr(json, "who")
@@ -258,6 +329,13 @@ def test_nothing_is_downloaded(layer: Layer, tmp_path: Path, monkeypatch: pytest
         "from torch.utils.model_zoo import load_url\nget = lambda u: load_url(u)",
         "import torch\nget = lambda u: torch.hub.load_state_dict_from_url(u)",
         "import torch\nget = lambda u: torch.hub.load(u, 'net')",
+        "from torch import hub\nget = lambda u: hub.load_state_dict_from_url(u)",
+        "from torch import hub as h\nget = lambda u: h.load(u, 'net')",
+        "import torch.hub as h\nget = lambda u: h.download_url_to_file(u, 'a')",
+        "from torch.hub import load_state_dict_from_url as g\nget = lambda u: g(u)",
+        "from torch.utils import model_zoo as zoo\nget = lambda u: zoo.load_url(u)",
+        "import torch as t\nfrom torch import utils\nget = lambda u: utils.model_zoo.load_url(u)",
+        "def get(u):\n    from torch import hub\n    return hub.load_state_dict_from_url(u)",
         "import torch.utils.model_zoo\nget = lambda u: torch.utils.model_zoo.load_url(u)",
         "import urllib.request\nget = lambda u: urllib.request.urlopen(u)",
         "import requests\nget = lambda u: requests.get(u)",
