@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,66 +21,62 @@ class KBCConfig(BaseModel):
 
     Each default was chosen by a measurement on real photographs; `examples/results/defaults.md` and
     `tuning.md` hold the figures and the commands that made them.
+
+    >>> KBCConfig(budget="thorough").budget
+    'thorough'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    localizer: LocalizerName = Field(
-        default="best", description="How the target window is found; 'given' needs a target box in the pair."
-    )
-    budget: Budget = Field("fast", description="At most 2, 4 or 16 times the cost of the plain matcher.")
-    small_below: float = Field(
-        default=0.5,
-        gt=0,
-        le=1,
-        description="An object is small when its box's longer side, as a fraction of its image's "
-        "side in the matcher's input, is below this.",
-    )
-    margin: float = Field(
-        default=0.25,
-        ge=0,
-        le=4,
-        description="Added around the box on each side, as a fraction of the box's longer side.",
-    )
-    max_enlargement: float = Field(
-        default=8.0,
-        ge=1,
-        description="Largest enlargement of original pixels; a smaller box gets a wider window instead.",
-    )
-    aspect: Literal["square", "image"] = Field(
-        default="square", description="Shape of the window: a square, or the image's own aspect."
-    )
-    interpolation: Literal["cubic", "linear"] = Field(
-        default="cubic", description="How a window is enlarged; shrinking always filters by area."
-    )
-    passes: int = Field(
-        default=3,
-        ge=0,
-        le=8,
-        description="Fine passes at most; each further one starts from the best one's points and ends "
-        "when the window is stable (IoU > 0.9). 0 switches KBC off.",
-    )
-    joint: bool = Field(
-        default=True,
-        description="Let the layout that all of a pair's answers agree on correct single ones. Off, and always with "
-        "localizer='predicted', the matcher's own answers in the best window are taken.",
-    )
-    mirror: bool = Field(
-        default=True,
-        description="Look at the source mirrored too, where the budget allows it: the object may face the other way. "
-        "Off where left and right must not be taken for each other.",
-    )
-    accept_margin: float = Field(
-        default=-1.5,
-        ge=-10,
-        le=10,
-        description="A fine pass is taken when its evidence beats the coarse one's by more than this, nats a point. "
-        "Below zero, for the coarse pass sees a small object in a few cells, whose answers agree too easily.",
-    )
-    batch_size: int = Field(default=16, ge=1, description="Pairs handled together at most.")
+    localizer: LocalizerName = "best"
+    """How the target window is found; 'given' needs a target box in the pair."""
+    budget: Budget = "fast"
+    """At most 2, 4 or 16 times the cost of the plain matcher."""
+    small_below: float = Field(default=0.5, gt=0, le=1)
+    """An object is small when its box's longer side, as a fraction of its image's side in the matcher's input, is
+    below this."""
+    margin: float = Field(default=0.25, ge=0, le=4)
+    """Added around the box on each side, as a fraction of the box's longer side."""
+    max_enlargement: float = Field(default=8.0, ge=1)
+    """Largest enlargement of original pixels; a smaller box gets a wider window instead."""
+    aspect: Literal["square", "image"] = "square"
+    """Shape of the window: a square, or the image's own aspect."""
+    interpolation: Literal["cubic", "linear"] = "cubic"
+    """How a window is enlarged; shrinking always filters by area."""
+    passes: int = Field(default=3, ge=0, le=8)
+    """Fine passes at most; each further one starts from the best one's points and ends when the window is stable
+    (IoU > 0.9). 0 switches KBC off."""
+    joint: bool = True
+    """Let the layout that all of a pair's answers agree on correct single ones. Off, and always with
+    localizer='predicted', the matcher's own answers in the best window are taken."""
+    mirror: bool = True
+    """Look at the source mirrored too, where the budget allows it: the object may face the other way. Off where left
+    and right must not be taken for each other."""
+    accept_margin: float = Field(default=-1.5, ge=-10, le=10)
+    """A fine pass is taken when its evidence beats the coarse one's by more than this, nats a point. Below zero, for
+    the coarse pass sees a small object in a few cells, whose answers agree too easily."""
+    batch_size: int = Field(default=16, ge=1)
+    """Pairs handled together at most."""
 
 
-def make_config(config: KBCConfig | None, options: dict[str, Any]) -> KBCConfig:
+class KBCOptions(TypedDict, total=False):
+    """The fields of `KBCConfig` as keyword arguments, so that editors complete them and type checkers know them."""
+
+    localizer: LocalizerName
+    budget: Budget
+    small_below: float
+    margin: float
+    max_enlargement: float
+    aspect: Literal["square", "image"]
+    interpolation: Literal["cubic", "linear"]
+    passes: int
+    joint: bool
+    mirror: bool
+    accept_margin: float
+    batch_size: int
+
+
+def make_config(config: KBCConfig | None, options: Mapping[str, Any]) -> KBCConfig:
     """A config with some fields replaced.
 
     Raises:

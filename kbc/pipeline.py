@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from kbc.config import KBCConfig, make_config
+from kbc.config import KBCConfig, KBCOptions, make_config
 from kbc.cropping import is_small, window_around
 from kbc.errors import InputError, must_be
 from kbc.geometry import Box, Points, Window, defined
 from kbc.images import ImageLike, image_hw
 from kbc.localize import LOCALIZERS, Candidate
-from kbc.matchers.function import as_matcher
+from kbc.matchers.function import to_matcher
 from kbc.matchers.protocol import Matcher, matcher_name
 from kbc.probe import PairState, Probe, Request
 from kbc.support import object_box, support_points
@@ -57,6 +57,11 @@ class KBCMatcher:
         self.tuning = tuning
         self.name = f"{matcher_name(matcher)}+kbc"
         self.max_batch = config.batch_size
+
+    def __repr__(self) -> str:
+        fields = KBCConfig.model_fields
+        changed = [f"{k}={v!r}" for k, v in self.config if k in ("localizer", "budget") or v != fields[k].default]
+        return f"KBCMatcher({self.matcher!r}, {', '.join(changed)})"
 
     def __call__(
         self,
@@ -318,12 +323,14 @@ def _result(work: _Work, config: KBCConfig, seconds: dict[str, float]) -> MatchR
     )
 
 
-def wrap(matcher: Matcher | Callable[..., Any], config: KBCConfig | None = None, **options: Any) -> KBCMatcher:
+def wrap(
+    matcher: Matcher | Callable[..., Any], config: KBCConfig | None = None, **options: Unpack[KBCOptions]
+) -> KBCMatcher:
     """Put KBC around a matcher.
 
     Args:
-        matcher: a `Matcher`, or a function `f(source, target, keypoints) -> keypoints` on uint8 RGB images and (N, 2)
-            points (`as_matcher` takes other signatures).
+        matcher: a `Matcher`, or a function `f(source, target, keypoints)` on uint8 RGB images and (N, 2) points that
+            gives points, (points, scores) or a `Match` (`as_matcher` takes other signatures).
         config: a `KBCConfig`; defaults otherwise.
         options: fields of `KBCConfig` to change, e.g. `budget="thorough"`.
 
@@ -343,13 +350,7 @@ def wrap(matcher: Matcher | Callable[..., Any], config: KBCConfig | None = None,
            [ 8., 30.]])
     """
     settings = make_config(config, options)
-    if isinstance(matcher, KBCMatcher):
-        return KBCMatcher(matcher.matcher, settings)
-    if hasattr(matcher, "match"):
-        return KBCMatcher(matcher, settings)
-    if callable(matcher):
-        return KBCMatcher(as_matcher(matcher), settings)
-    raise InputError(must_be("matcher", "a Matcher or a function", type(matcher).__name__))
+    return KBCMatcher(matcher.matcher if isinstance(matcher, KBCMatcher) else to_matcher(matcher), settings)
 
 
 def _reporter(progress: Progress | bool | None, total: int) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,17 @@ def imagenet_normalised(images: Tensor) -> Tensor:
     """(…, 3, H, W) RGB in [0, 1] → by ImageNet's mean and deviation."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images - mean) / std
+
+
+def warn_if_training(network: object, argument: str) -> None:
+    """Warn of a network (or a method of one) whose dropout or batch statistics are those of training."""
+    module = getattr(network, "__self__", network)
+    parts = module.modules() if hasattr(module, "modules") and getattr(module, "training", False) else ()
+    unsteady = {type(part).__name__ for part in parts if part.training}
+    found = sorted(name for name in unsteady if "Drop" in name or "BatchNorm" in name)
+    if found:
+        text = f"`{argument}` is in training mode: {', '.join(found)} make its answers vary; call .eval() on it"
+        warnings.warn(text, UserWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True)

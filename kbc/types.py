@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from kbc.errors import InputError, must_be
-from kbc.geometry import Box, Points, Window, as_points, far_outside
+from kbc.errors import InputError, counted, must_be
+from kbc.geometry import Box, Points, Window, as_points, defined, far_outside
 from kbc.images import Image, ImageLike, load_image
 
 Scores: TypeAlias = npt.NDArray[np.float64]
@@ -44,6 +45,11 @@ class Pair:
 
     Raises:
         InputError: an image that cannot be read, points or boxes of the wrong form, or far outside their image.
+
+    >>> import numpy as np, kbc
+    >>> photo = np.zeros((480, 640, 3), np.uint8)
+    >>> kbc.Pair(photo, photo, [[120, 80], [np.nan, np.nan]], target_box=(300, 200, 420, 330))
+    Pair(source 640×480, target 640×480, 1 point and 1 undefined, target_box (300, 200, 420, 330))
     """
 
     source: Image
@@ -74,6 +80,18 @@ class Pair:
         put(self, "keypoints", points)
         put(self, "source_box", _inside(source_box, self.source, "source_box"))
         put(self, "target_box", _inside(target_box, self.target, "target_box"))
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{side} {getattr(self, side).shape[1]}×{getattr(self, side).shape[0]}" for side in ("source", "target")
+        ]
+        known = int(defined(self.keypoints).sum())
+        missing = len(self.keypoints) - known
+        shown.append(counted(known, "point") + (f" and {missing} undefined" if missing else ""))
+        for name in ("source_box", "target_box"):
+            if (box := getattr(self, name)) is not None:
+                shown.append(f"{name} ({', '.join(f'{edge:g}' for edge in box.xyxy)})")
+        return f"Pair({', '.join(shown)})"
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A pair that was pickled or copied is read-only again."""
@@ -120,10 +138,24 @@ class Match:
     Attributes:
         keypoints: (N, 2) float64 in the target's pixels; NaN where the source point is undefined or has no answer.
         score: (N,) higher is surer, on the matcher's own scale, or None.
+
+    >>> import numpy as np, kbc
+    >>> kbc.Match(np.array([[3.0, 4.0], [np.nan, np.nan]]), np.array([0.5, np.nan]))
+    Match(2 points, 1 answered; score 0.50 … 0.50)
     """
 
     keypoints: Points
     score: Scores | None = None
+
+    def __repr__(self) -> str:
+        answered = int(defined(self.keypoints).sum())
+        return f"Match({counted(len(self.keypoints), 'point')}, {answered} answered{_range('score', self.score)})"
+
+
+def _range(name: str, values: Scores | None) -> str:
+    """ "; score 0.12 … 0.87" where there are any."""
+    known = np.empty(0) if values is None else values[~np.isnan(values)]
+    return f"; {name} {known.min():.2f} … {known.max():.2f}" if len(known) else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +177,12 @@ class MatchResult(Match):
         seconds: {"coarse", "matcher", "own", "total"} wall time of this pair (its share of a batch): in the matcher's
             coarse pass, in the matcher at all, in KBC itself, altogether.
         notes: what a user should know: a failed fine pass, a refused window.
+
+    >>> import numpy as np, kbc
+    >>> photo = np.zeros((40, 60, 3), np.uint8)
+    >>> stays = kbc.wrap(lambda source, target, keypoints: keypoints)
+    >>> stays.match([kbc.Pair(photo, photo, [[4, 5], [51, 8], [53, 33], [8, 30]])])[0]
+    MatchResult(4 points: 4 whole; confidence 0.98 … 0.98; cost 1.0)
     """
 
     coarse: Points = field(default_factory=lambda: np.empty((0, 2)))
@@ -159,6 +197,11 @@ class MatchResult(Match):
     cost: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        origins = ", ".join(f"{count} {origin}" for origin, count in Counter(self.origin).most_common())
+        confidence = _range("confidence", self.confidence)
+        return f"MatchResult({counted(len(self.keypoints), 'point')}: {origins}{confidence}; cost {self.cost:.1f})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data: undefined coordinates are None."""

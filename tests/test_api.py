@@ -25,7 +25,7 @@ SIGNATURES = {
     "available_matchers": "",
     "as_matcher": "function image points name input_size device",
     "from_features": "encode stride size offset name normalise device cache_bytes",
-    "from_flow": "network direction size frame name normalise device",
+    "from_flow": "network direction size frame name image normalise device",
     "from_correlation": "network size source_grid name normalise device",
     "crop_pair": "pair target_keypoints size_hw config",
     "load_image": "image argument",

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from kbc.errors import InputError, MatcherError, must_be
 from kbc.geometry import Points, Window, as_size, cell_centres, defined
 from kbc.images import Image, fingerprint
-from kbc.tensors import Grid, imagenet_normalised, sample, soft_peak, usable_device
+from kbc.matchers.protocol import short_repr
+from kbc.tensors import Grid, imagenet_normalised, sample, soft_peak, usable_device, warn_if_training
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class FeatureMatcher:
         self._device = device
         self._cache = _Cache(cache_bytes)
         self._latest: WeakKeyDictionary[Pair, Tensor] = WeakKeyDictionary()
+
+    __repr__ = short_repr
 
     def __getstate__(self) -> dict[str, Any]:
         """What was compared last stays behind; the cache empties itself."""
@@ -281,6 +284,7 @@ def from_features(
     if not callable(encode):
         expected = "a function (B, 3, H, W) -> (B, C, h, w)"
         raise InputError(must_be("encode", expected, type(encode).__name__, "give what computes the features"))
+    warn_if_training(encode, "encode")
     size_hw = as_size(size)
     if stride <= 0 or min(size_hw) < stride:
         raise InputError(must_be("size", f"at least one stride ({stride} px)", size_hw))

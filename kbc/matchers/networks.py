@@ -12,14 +12,15 @@ import numpy.typing as npt
 from kbc.errors import InputError, MatcherError, must_be
 from kbc.geometry import Window, as_size, defined
 from kbc.images import Image
-from kbc.tensors import imagenet_normalised, sample, soft_peak, usable_device
+from kbc.matchers.protocol import short_repr
+from kbc.tensors import imagenet_normalised, sample, soft_peak, usable_device, warn_if_training
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Network = Callable[["Tensor", "Tensor"], Any]
+Network = Callable[[Any, Any], Any]
 Direction = Literal["source_to_target", "target_to_source"]
 
 
@@ -36,25 +37,46 @@ class _StretchedNetwork:
         self._normalise = normalise
         self._device = device
 
+    __repr__ = short_repr
+
     def _run(self, pairs: Sequence[Pair]) -> Tensor:
+        """What the network gives of a batch, (len(pairs), …) as a float tensor on the device."""
         import torch
 
         with torch.inference_mode():
             source = torch.stack([self._prepare(pair.source) for pair in pairs])
             target = torch.stack([self._prepare(pair.target) for pair in pairs])
-            output = self.network(source, target)
-            if not isinstance(output, torch.Tensor) or output.shape[:1] != (len(pairs),):
-                got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-                raise MatcherError(f"the network of matcher {self.name!r} must give ({len(pairs)}, …), received {got}")
-            if not bool(torch.isfinite(output).all()):
-                raise MatcherError(f"the network of matcher {self.name!r} must give finite values, received NaN or inf")
-            return output.float()
+            output = self._numbers(self.network(source, target))
+            if output.shape[:1] != (len(pairs),):
+                raise MatcherError(
+                    f"the network of matcher {self.name!r} must give ({len(pairs)}, …), received {tuple(output.shape)}"
+                )
+            return output
+
+    def _numbers(self, output: Any) -> Tensor:
+        """A tensor or a NumPy array as a float tensor on the device."""
+        import torch
+
+        who = f"the network of matcher {self.name!r}"
+        if isinstance(output, np.ndarray):
+            output = torch.from_numpy(output)
+        if not isinstance(output, torch.Tensor):
+            hint = "; of several give one, such as the last: lambda source, target: network(source, target)[-1]"
+            several = isinstance(output, (list, tuple, dict))
+            kind = type(output).__name__
+            raise MatcherError(f"{who} must give a tensor or a NumPy array, received {kind}{hint if several else ''}")
+        if not bool(torch.isfinite(output).all()):
+            raise MatcherError(f"{who} must give finite values, received NaN or inf")
+        return output.float().to(self._device)
 
     def _prepare(self, image: Image) -> Tensor:
         import torch
 
-        tensor = torch.tensor(self._frame(image).cut(image)).to(self._device).permute(2, 0, 1).float() / 255
+        tensor = torch.tensor(self._cut(image)).to(self._device).permute(2, 0, 1).float() / 255
         return imagenet_normalised(tensor) if self._normalise else tensor
+
+    def _cut(self, image: Image) -> Image:
+        return self._frame(image).cut(image)
 
     def _frame(self, image: Image) -> Window:
         return Window.whole((image.shape[0], image.shape[1]), self.input_size)
@@ -70,17 +92,29 @@ class _StretchedNetwork:
 class FlowMatcher(_StretchedNetwork):
     """A dense flow network as a matcher; built by `from_flow`."""
 
-    def __init__(self, network: Network, direction: Direction, in_cells: bool, **options: Any) -> None:
+    def __init__(self, network: Network, direction: Direction, in_cells: bool, arrays: bool, **options: Any) -> None:
         super().__init__(network, **options)
         self.direction = direction
         self._in_cells = in_cells
+        self._arrays = arrays
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """Follow the flow from each keypoint, or find the target cell whose flow arrives at it."""
-        flows = self._run(pairs)
-        if flows.ndim != 4 or flows.shape[1] != 2:
-            raise MatcherError(f"matcher {self.name!r} must give flow (B, 2, h, w), received {tuple(flows.shape)}")
+        if self._arrays:
+            outputs = [self.network(self._cut(pair.source), self._cut(pair.target)) for pair in pairs]
+            flows = [self._channels_first(self._numbers(one), "(2, h, w) or (h, w, 2)", 3) for one in outputs]
+        else:
+            flows = list(self._channels_first(self._run(pairs), "(B, 2, h, w) or (B, h, w, 2)", 4))
         return [self._follow(pair, flow) for pair, flow in zip(pairs, flows, strict=True)]
+
+    def _channels_first(self, flow: Tensor, expected: str, dimensions: int) -> Tensor:
+        """x and y as the third axis from the end, wherever they were; refused where that cannot be told."""
+        shape = tuple(flow.shape)
+        first, last = len(shape) == dimensions and shape[-3] == 2, len(shape) == dimensions and shape[-1] == 2
+        if first == last:
+            which = ", in which x and y could be the first or the last axis" if first else ""
+            raise MatcherError(f"matcher {self.name!r} must give flow {expected}, received {shape}{which}")
+        return flow if first else flow.movedim(-1, -3)
 
     def _follow(self, pair: Pair, flow: Tensor) -> Match:
         import torch
@@ -200,30 +234,57 @@ def from_flow(
     size: int | tuple[int, int] = 256,
     frame: Literal["pixels", "cells"] = "pixels",
     name: str = "flow",
+    image: Literal["batch", "array"] = "batch",
     normalise: bool = True,
     device: str | torch.device = "cpu",
 ) -> FlowMatcher:
-    """Make a matcher out of a flow network `f(source, target) -> (B, 2, h, w)`.
+    """Make a matcher out of a dense flow `f(source, target)`: a network, or a function on NumPy arrays.
+
+    The flow is a tensor or a NumPy array, (B, 2, h, w) or (B, h, w, 2) for a batch, (2, h, w) or (h, w, 2) for two
+    arrays: x, then y. OpenCV's flows take grey arrays:
+
+        dis = cv2.DISOpticalFlow.create()
+        grey = lambda image: cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        kbc.from_flow(lambda a, b: dis.calc(grey(a), grey(b), None), image="array")
 
     Args:
-        network: takes two (B, 3, H, W) batches. Channel 0 of the flow is x, channel 1 is y.
+        network: the flow of two images.
         direction: "source_to_target" when the flow lies on the source's grid and points into the target;
             "target_to_source" when it lies on the target's grid and tells where each cell comes from.
         size: what images are stretched to, (height, width) or the side of a square.
         frame: what the flow is measured in: "pixels" of that size, or "cells" of its own grid.
         name: for messages and reports.
-        normalise: give ImageNet-normalised RGB (else [0, 1]).
+        image: what it takes: "batch" two tensors (B, 3, H, W), or "array" two uint8 RGB arrays (H, W, 3).
+        normalise: tensors are ImageNet-normalised RGB (else [0, 1]).
         device: where the network runs.
 
     Raises:
-        InputError: an unknown direction or frame, a wrong size, or a device that is not there.
+        InputError: `network` cannot be called, an unknown direction, frame or image, a wrong size, or a device that is
+            not there.
+
+    >>> import numpy as np, kbc
+    >>> right = np.zeros((64, 64, 2)) + (5, 0)
+    >>> matcher = kbc.from_flow(lambda source, target: right, size=64, image="array")
+    >>> blank = np.zeros((64, 64, 3), np.uint8)
+    >>> matcher.match([kbc.Pair(blank, blank, [[10, 20]])])[0].keypoints.round(3)
+    array([[15., 20.]])
     """
+    _require_network(network)
+    warn_if_training(network, "network")
     if direction not in ("source_to_target", "target_to_source"):
         raise InputError(must_be("direction", "'source_to_target' or 'target_to_source'", repr(direction)))
     if frame not in ("pixels", "cells"):
         raise InputError(must_be("frame", "'pixels' or 'cells'", repr(frame)))
+    if image not in ("batch", "array"):
+        raise InputError(must_be("image", "'batch' or 'array'", repr(image)))
     options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": usable_device(device)}
-    return FlowMatcher(network, direction, frame == "cells", **options)
+    return FlowMatcher(network, direction, frame == "cells", image == "array", **options)
+
+
+def _require_network(network: object) -> None:
+    if not callable(network):
+        hint = "give a function that calls it; help(kbc.from_flow) shows OpenCV's" if hasattr(network, "calc") else ""
+        raise InputError(must_be("network", "callable as f(source, target)", f"a {type(network).__name__}", hint))
 
 
 def from_correlation(
@@ -246,7 +307,14 @@ def from_correlation(
         device: where the network runs.
 
     Raises:
-        InputError: a wrong size, or a device that is not there.
+        InputError: `network` cannot be called, a wrong size, or a device that is not there.
+
+    >>> import kbc, torch
+    >>> same = torch.eye(64).reshape(1, 8, 8, 8, 8)  # every cell is like itself alone
+    >>> kbc.from_correlation(lambda source, target: same.expand(len(source), -1, -1, -1, -1), size=64)
+    CorrelationMatcher('correlation', 64×64 px)
     """
+    _require_network(network)
+    warn_if_training(network, "network")
     options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": usable_device(device)}
     return CorrelationMatcher(network, source_grid, **options)

@@ -65,6 +65,13 @@ def input_hw(matcher: object) -> tuple[int, int] | None:
     return None if size is None else as_size(size, "input_size of the matcher")
 
 
+def short_repr(matcher: object) -> str:
+    """A matcher in one line, e.g. "FeatureMatcher('hog', 256×256 px)"; height × width, where it resizes."""
+    size = input_hw(matcher)
+    shown = "" if size is None else f", {size[0]}×{size[1]} px"
+    return f"{type(matcher).__name__}({matcher_name(matcher)!r}{shown})"
+
+
 def run_matcher(matcher: Matcher, pairs: Sequence[Pair]) -> list[Match]:
     """Call a matcher in batches it can hold and refuse what cannot be an answer.
 
@@ -97,7 +104,7 @@ def _one_per_pair(who: str, kind: str, ask: Callable[..., Any], pairs: Sequence[
 
 def checked(name: str, pair: Pair, answer: Match) -> Match:
     """The answer as float64 with undefined points NaN, or a `MatcherError` that names the matcher."""
-    points = _numbers(name, "keypoints", getattr(answer, "keypoints", answer))
+    points = as_numbers(name, "keypoints", getattr(answer, "keypoints", answer))
     wanted = pair.keypoints.shape
     if points.shape != wanted:
         raise MatcherError(f"matcher {name!r} must give keypoints of shape {wanted}, received {points.shape}")
@@ -113,7 +120,7 @@ def checked(name: str, pair: Pair, answer: Match) -> Match:
         )
     score = getattr(answer, "score", None)
     if score is not None:
-        score = _numbers(name, "scores", score)
+        score = as_numbers(name, "scores", score)
         if score.shape != wanted[:1]:
             raise MatcherError(f"matcher {name!r} must give one score per point {wanted[:1]}, received {score.shape}")
         if np.isinf(score).any():
@@ -133,7 +140,7 @@ def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[
     answers = _one_per_pair(who, "array", matcher.similarity, pairs, **options)
     found = []
     for pair, answer in zip(pairs, answers, strict=True):
-        maps = _numbers(name, "similarity", answer, np.float32)
+        maps = as_numbers(name, "similarity", answer, np.float32)
         count = len(pair.keypoints)
         if maps.ndim != 3 or len(maps) != count or 0 in maps.shape[1:]:
             raise MatcherError(f"{who} must give ({count}, h, w), received {maps.shape}")
@@ -144,7 +151,7 @@ def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[
     return found
 
 
-def _numbers(name: str, what: str, values: Any, dtype: type = np.float64) -> npt.NDArray[Any]:
+def as_numbers(name: str, what: str, values: Any, dtype: type = np.float64) -> npt.NDArray[Any]:
     """An array of an array, a list or a tensor on any device."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()

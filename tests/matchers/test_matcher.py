@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import kbc
 from kbc.errors import InputError, MatcherError
 from kbc.matchers.function import FunctionMatcher, as_matcher
 from kbc.matchers.protocol import SimilarityMatcher, matcher_name, run_matcher
@@ -214,3 +216,132 @@ def test_names_and_protocols() -> None:
     assert matcher_name(Recorder()) == "Recorder"
     assert isinstance(as_matcher(my_matcher), FunctionMatcher)
     assert not isinstance(as_matcher(my_matcher), SimilarityMatcher)
+
+
+@pytest.mark.parametrize("form", ["n2", "2n"])
+def test_a_function_may_give_scores_beside_its_points(form: str) -> None:
+    def sure(source: Any, target: Any, points: Any) -> Any:
+        return points, [0.9, 0.2]
+
+    for image in ("array", "tensor", "batch"):
+        match = run_matcher(as_matcher(sure, image=image, points=form), [pair()])[0]  # type: ignore[arg-type]
+        assert match.keypoints == pytest.approx(POINTS, nan_ok=True)
+        assert match.score == pytest.approx([0.9, np.nan, 0.2], nan_ok=True)
+
+
+def test_a_function_may_give_a_match() -> None:
+    match = as_matcher(lambda s, t, k: Match(k + 1, np.array([0.5, 0.6]))).match([pair()])[0]
+    assert match.keypoints == pytest.approx(POINTS + 1, nan_ok=True)
+    assert match.score == pytest.approx([0.5, np.nan, 0.6], nan_ok=True)
+    assert as_matcher(lambda s, t, k: Match(k)).match([pair()])[0].score is None
+
+
+def test_a_tuple_of_two_points_is_points() -> None:
+    two = np.array([[3.0, 4.0], [20.5, 10.25]])
+    match = as_matcher(lambda s, t, k: ((1, 2), (3, 4))).match([pair(two)])[0]
+    assert match.keypoints.tolist() == [[1, 2], [3, 4]]
+    assert match.score is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda k: (k, [0.9]), r"matcher 'f' must give scores of shape \(2,\), received \(1,\)"),
+        (lambda k: (k, k, k), r"matcher 'f' must give keypoints of shape \(2, 2\), received \(3, 2, 2\)"),
+        (lambda k: None, r"matcher 'f' must give keypoints of shape \(2, 2\), received \(\)"),
+        (lambda k: {"points": k}, "matcher 'f' must give numbers as keypoints, received {'points'"),
+        (lambda k: (k, "sure"), "matcher 'f' must give numbers as scores, received 'sure'"),
+    ],
+)
+def test_a_function_s_wrong_answers_are_named(answer: Any, message: str) -> None:
+    with pytest.raises(MatcherError, match=message):
+        as_matcher(lambda s, t, k: answer(k), name="f").match([pair()])
+
+
+class Net(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+class TwoImages(torch.nn.Module):
+    def forward(self, source: torch.Tensor, target: torch.Tensor, updates: int = 12) -> torch.Tensor:
+        return source
+
+
+class WithPoints(torch.nn.Module):
+    def forward(self, source: torch.Tensor, target: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        return points
+
+
+class Method:
+    match = "not a method"
+
+
+@pytest.mark.parametrize(
+    ("given", "way_out"),
+    [
+        (Net(), "an object of type Net; a feature extractor becomes a matcher by from_features"),
+        (TwoImages(), "a network of two images becomes a matcher by from_flow.* or from_correlation"),
+        (WithPoints(), r"becomes a matcher by as_matcher\(it, image='batch'\)"),
+        (lambda image: image, "received the function <lambda>; a feature extractor becomes a matcher by from_features"),
+        (lambda source, target: source, "a network of two images becomes a matcher by from_flow"),
+        (lambda a, b, c, d: a, "it takes other arguments"),
+        (Recorder, r"the class Recorder; give an object of it, Recorder\(…\)"),
+        ("hog", r"load_matcher\('hog'\)"),
+        (Method(), "it has no method `match` and cannot be called"),
+        (None, "received an object of type NoneType"),
+    ],
+)
+def test_what_is_no_matcher_is_refused_when_wrapped(given: Any, way_out: str) -> None:
+    with pytest.raises(InputError, match="`matcher` must be a Matcher or a function .*" + way_out):
+        kbc.wrap(given)
+
+
+def test_what_opencv_gives_is_refused_with_the_way_out() -> None:
+    import cv2
+
+    flow = cv2.DISOpticalFlow.create()
+    with pytest.raises(InputError, match="becomes a matcher by from_flow"):
+        kbc.wrap(flow)
+    with pytest.raises(InputError, match=r"`network` must be callable .*DISOpticalFlow; give a function that calls it"):
+        kbc.from_flow(flow)
+
+
+def test_callables_of_every_kind_are_wrapped() -> None:
+    class Callable3:
+        def __call__(self, source: Any, target: Any, keypoints: Any) -> Any:
+            return keypoints
+
+    for given in (Callable3(), Callable3().__call__, lambda *a: a[2], lambda s, t, k, scale=1: k):
+        assert kbc.wrap(given).match([pair()])[0].keypoints == pytest.approx(POINTS, nan_ok=True, abs=1e-6)
+    assert as_matcher(WithPoints(), image="batch").match([pair()])[0].keypoints == pytest.approx(POINTS, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (as_matcher(lambda s, t, k: k, name="mine"), "FunctionMatcher('mine')"),
+        (as_matcher(lambda s, t, k: k, name="mine", input_size=(64, 96)), "FunctionMatcher('mine', 64×96 px)"),
+        (kbc.from_features(lambda x: x, 8, size=64), "FeatureMatcher('features', 64×64 px)"),
+        (kbc.from_flow(lambda s, t: s, size=64), "FlowMatcher('flow', 64×64 px)"),
+        (
+            kbc.wrap(as_matcher(lambda s, t, k: k, name="mine"), margin=0.4),
+            "KBCMatcher(FunctionMatcher('mine'), localizer='best', budget='fast', margin=0.4)",
+        ),
+    ],
+)
+def test_they_show_themselves_in_a_line(shown: object, text: str) -> None:
+    assert repr(shown) == text
+
+
+def test_networks_left_in_training_mode_are_pointed_out() -> None:
+    dropping = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8, 8), torch.nn.Dropout())
+    for build in (lambda n: kbc.from_features(n, 8), lambda n: kbc.from_features(n.forward, 8), kbc.from_flow):
+        with pytest.warns(UserWarning, match=r"training mode: Dropout make its answers vary; call .eval\(\)") as caught:
+            build(dropping)
+        assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kbc.from_features(dropping.eval(), 8)
+        kbc.from_features(torch.nn.Conv2d(3, 4, 8, 8), 8)
+        kbc.from_features(lambda x: x, 8)

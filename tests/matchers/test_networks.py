@@ -196,7 +196,7 @@ def test_a_correlation_with_known_peaks(
 @pytest.mark.parametrize(
     ("build", "output", "message"),
     [
-        (kbc.from_flow, torch.zeros(1, 3, 8, 8), r"\(B, 2, h, w\), received \(1, 3, 8, 8\)"),
+        (kbc.from_flow, torch.zeros(1, 3, 8, 8), r"\(B, 2, h, w\) or \(B, h, w, 2\), received \(1, 3, 8, 8\)"),
         (kbc.from_flow, torch.zeros(1, 2, 8), r"received \(1, 2, 8\)"),
         (kbc.from_flow, torch.zeros(2, 2, 8, 8), r"\(1, …\), received \(2, 2, 8, 8\)"),
         (kbc.from_flow, torch.full((1, 2, 8, 8), torch.nan), "finite"),
@@ -228,3 +228,59 @@ def test_unknown_options_are_refused(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
     with pytest.raises(InputError, match=f"`{name}`.*{value}"):
         kbc.from_flow(lambda s, t: None, **options)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+@pytest.mark.parametrize("last", [False, True], ids=["(B, 2, h, w)", "(B, h, w, 2)"])
+def test_a_flow_may_be_of_numpy_and_have_its_channels_last(kind: str, last: bool) -> None:
+    def shift(source: Tensor, target: Tensor) -> Any:
+        flow = torch.zeros(len(source), 2, 8, 16)
+        flow[:, 0] = 4.0
+        flow = flow.movedim(1, -1) if last else flow
+        return flow if kind == "tensor" else flow.numpy()
+
+    found = kbc.from_flow(shift, size=64).match([Pair(draw_scene(0, (64, 64)), draw_scene(1, (64, 64)), [[10, 20]])])
+    assert found[0].keypoints == pytest.approx(np.array([[14.0, 20.0]]), abs=1e-4)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["(2, h, w)", "(h, w, 2)"])
+def test_a_function_on_arrays_gives_the_flow_of_one_pair(last: bool) -> None:
+    def shift(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        assert source.shape == target.shape == (32, 64, 3)
+        assert source.dtype == np.uint8
+        flow = np.zeros((2, 32, 64), np.float32)
+        flow[1] = -3
+        return np.moveaxis(flow, 0, -1) if last else flow
+
+    pair = Pair(draw_scene(0, (32, 64)), draw_scene(1, (32, 64)), [[10, 20]])
+    found = kbc.from_flow(shift, size=(32, 64), image="array").match([pair, pair])
+    for match in found:
+        assert match.keypoints == pytest.approx(np.array([[10.0, 17.0]]), abs=1e-4)
+
+
+def test_opencv_s_flow_finds_a_shift() -> None:
+    import cv2
+
+    dis = cv2.DISOpticalFlow.create()
+    image = draw_scene(4, (128, 128))
+    matcher = kbc.from_flow(
+        lambda a, b: dis.calc(cv2.cvtColor(a, cv2.COLOR_RGB2GRAY), cv2.cvtColor(b, cv2.COLOR_RGB2GRAY), None),
+        image="array",
+        size=128,
+    )
+    moved = np.roll(image, (3, 5), axis=(0, 1))
+    points = np.array([[50.0, 60.0], [64.0, 70.0], [80.0, 60.0]])
+    found = matcher.match([Pair(image, moved, points)])[0].keypoints
+    assert np.median(np.abs(found - points - (5, 3))) <= 1
+
+
+def test_a_flow_whose_axes_cannot_be_told_apart_is_refused() -> None:
+    matcher = kbc.from_flow(lambda s, t: torch.zeros(len(s), 2, 8, 2), name="net", size=64)
+    with pytest.raises(MatcherError, match=r"received \(1, 2, 8, 2\), in which x and y could be the first or the last"):
+        run_matcher(matcher, [Pair(SOURCE, TARGET, POINTS)])
+
+
+def test_several_outputs_are_refused_with_the_way_out() -> None:
+    matcher = kbc.from_flow(lambda s, t: [torch.zeros(1, 2, 8, 8)], name="net")
+    with pytest.raises(MatcherError, match=r"a tensor or a NumPy array, received list; of several give one"):
+        run_matcher(matcher, [Pair(SOURCE, TARGET, POINTS)])
