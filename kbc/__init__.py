@@ -27,6 +27,8 @@ _HOME = {
     "from_correlation": "matchers.networks",
     "load_matcher": "matchers.registry",
     "available_matchers": "matchers.registry",
+    "transfer": "labelling",
+    "Exemplar": "labelling",
     "load_image": "images",
     "crop_pair": "cropping",
     "KBCError": "errors",
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from kbc.geometry import Box as Box
     from kbc.geometry import Window as Window
     from kbc.images import load_image as load_image
+    from kbc.labelling import Exemplar as Exemplar
+    from kbc.labelling import transfer as transfer
     from kbc.matchers.features import from_features as from_features
     from kbc.matchers.function import as_matcher as as_matcher
     from kbc.matchers.networks import from_correlation as from_correlation

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from kbc.errors import InputError, must_be
 
@@ -134,6 +134,79 @@ def write_json(data: object, path: str | os.PathLike[str], argument: str = "path
         return
     with written_whole(path, argument) as file:
         file.write(text.encode())
+
+
+class LineFile:
+    """A file of lines that is only ever appended to, whole lines at a time.
+
+    A process that is killed while writing leaves at most one half line at the end; it is cut off when the file is
+    opened for writing again.
+
+    Args:
+        path: the file; made when it is not there, with its folder.
+        alone: refuse to open it while another process has it open so; the system frees a killed process's.
+
+    Raises:
+        InputError: `alone`, and another process writes to it.
+    """
+
+    def __init__(self, path: Path, alone: bool = False) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        if alone:
+            self._claim()
+        self._trim()
+
+    def write(self, lines: str) -> None:
+        """Append whole lines in one system call."""
+        data = lines.encode()
+        while data:
+            data = data[os.write(self._file, data) :]
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        os.fsync(self._file)
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _trim(self) -> None:
+        data = self.path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            os.truncate(self.path, data.rfind(b"\n") + 1)
+
+    def _claim(self) -> None:
+        while True:
+            if not _lock(self._file):
+                os.close(self._file)
+                hint = "wait for it, or choose another output"
+                raise InputError(must_be(str(self.path), "written by one process at a time", "another's", hint))
+            if self.path.exists() and os.path.samestat(os.fstat(self._file), self.path.stat()):
+                return
+            os.close(self._file)  # whoever held it has removed it since
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+
+def _lock(file: int) -> bool:
+    """Lock an open file for this process without waiting; False where another has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(file, 2**31 - 2, os.SEEK_SET)  # a byte that nobody reads: Windows' locks keep readers out
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def file_digest(path: Path) -> str:

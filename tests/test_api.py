@@ -14,13 +14,16 @@ import kbc
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
-    "Box", "DataError", "InputError", "KBCConfig", "KBCError", "KBCMatcher", "Match", "MatchResult", "Matcher",
-    "MatcherError", "MissingDependencyError", "Pair", "SimilarityMatcher", "Window", "__version__", "as_matcher",
+    "Box", "DataError", "Exemplar", "InputError", "KBCConfig", "KBCError", "KBCMatcher", "Match", "MatchResult",
+    "Matcher", "MatcherError", "MissingDependencyError", "Pair", "SimilarityMatcher", "Window", "__version__",
+    "as_matcher",
     "available_matchers", "crop_pair", "from_correlation", "from_features", "from_flow", "load_image", "load_matcher",
-    "wrap",
+    "transfer", "wrap",
 }  # fmt: skip
 SIGNATURES = {
     "wrap": "matcher config **options",
+    "transfer": "exemplars images matcher boxes instances ask min_confidence",
+    "Exemplar": "image names keypoints category box",
     "load_matcher": "name **options",
     "available_matchers": "",
     "as_matcher": "function image points name input_size device",

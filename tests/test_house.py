@@ -59,15 +59,17 @@ def test_a_module_imports_only_what_it_may(name: str) -> None:
         assert {o.removeprefix("kbc.") for o in others} <= GROUND
     if within(name, "kbc.matchers"):
         core = [f"kbc.{m}" for m in CORE]
-        assert not [o for o in others if within(o, *core, "kbc.evaluation", "kbc.data", "kbc.kbcnet")]
+        assert not [o for o in others if within(o, *core, "kbc.evaluation", "kbc.data", "kbc.kbcnet", "kbc.labelling")]
         if not within(name, "kbc.matchers.registry"):
             assert "kbc.matchers.registry" not in others
     if within(name, "kbc_adapters"):
         core = [f"kbc.{m}" for m in CORE]
-        assert not [o for o in others if within(o, *core, "kbc.evaluation", "kbc.data", "kbc.kbcnet")]
+        assert not [o for o in others if within(o, *core, "kbc.evaluation", "kbc.data", "kbc.kbcnet", "kbc.labelling")]
     if short in CORE:
         allowed = GROUND | set(CORE[: CORE.index(short)]) | {"matchers.protocol", "matchers.function"}
         assert {o.removeprefix("kbc.") for o in others} <= allowed | {"matchers"}
+    if within(name, "kbc.data", "kbc.evaluation", "kbc.kbcnet"):
+        assert not [o for o in others if within(o, "kbc.labelling")]
     if within(name, "kbc.ops"):
         assert not [o for o in others if not within(o, "kbc.ops", "kbc.errors")]
 

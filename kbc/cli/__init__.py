@@ -71,6 +71,16 @@ COMMANDS = {
             'kbc match a.jpg b.jpg --points "120,80" --no-kbc',
         ),
     ),
+    "transfer": Command(
+        "kbc.cli.transfer",
+        "carry the points of labelled pictures over to a folder of others",
+        (
+            "kbc transfer labels.json photos --out keypoints.json",
+            'kbc transfer a.jpg photos --points "nose=120,80 tail=134,92" --out keypoints.csv',
+            "kbc transfer labels.json photos --boxes detections.json --min-confidence 0.5 --out keypoints.json",
+            "kbc transfer labels.json 'photos/**/*.jpg' --instances 5 --matcher resnet18 --out keypoints.json",
+        ),
+    ),
     "matchers": Command(
         "kbc.cli.matchers", "list the matchers and their options", ("kbc matchers", "kbc matchers hog")
     ),

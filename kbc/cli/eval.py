@@ -7,15 +7,14 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from kbc.cli import fitted
 from kbc.cli.options import key_values
+from kbc.cli.progress import progress_bar
 from kbc.data import KINDS, Dataset
 from kbc.errors import DataError, InputError, MissingDependencyError, counted, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
@@ -95,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         outcomes = gathered
     else:
         shard = parse_shard(args.shard) if args.shard else (0, 1)
-        with nullcontext() if args.quiet else _progress() as progress:
+        with nullcontext() if args.quiet else progress_bar() as progress:
             if args.jobs > 1:
                 execute_jobs(plan, folder, datasets, args.jobs, strict=args.strict, progress=progress)
             else:
@@ -282,33 +281,6 @@ def _portable(report: Report) -> Report:
     if home:
         report = report.with_alias(home, "$KBC_DATA")
     return replace(report, machine=f"{os.cpu_count()} processor cores, torch {version('torch')}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A tqdm bar from the first pair on when it is installed, else a line every ten seconds."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        last = [time.monotonic()]
-
-        def line(done: int, total: int, label: str) -> None:
-            if done == total or time.monotonic() - last[0] > 10:
-                last[0] = time.monotonic()
-                print(f"{done}/{total} {label}", file=sys.stderr)
-
-        yield line
-        return
-    with ExitStack() as stack:  # whatever ends the run, what is said next stands on a line of its own
-        bar: Any = None
-
-        def draw(done: int, total: int, label: str) -> None:
-            nonlocal bar
-            bar = bar or stack.enter_context(tqdm(unit="pair", dynamic_ncols=True, total=total))
-            bar.set_description(label, refresh=False)
-            bar.update(done - bar.n)
-
-        yield draw
 
 
 def _floats(option: str, text: str) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Match, and print a table or JSON."""
+    one_picture(args.target)
     points = parse_points(args.points)
     source_box, target_box = (parse_box(getattr(args, f"{s}_box"), f"--{s}-box") for s in ("source", "target"))
     options, settings = key_values(args.option), kbc_options(args)
@@ -98,6 +100,18 @@ def run(args: argparse.Namespace) -> int:
     for note in [*notes(args.source, args.target, pair), *getattr(result, "notes", ())]:
         print(f"note: {note}", file=sys.stderr)
     return 0
+
+
+def one_picture(target: str) -> None:
+    """Refuse a folder, a glob or a list in place of a target, and say which command takes it.
+
+    Raises:
+        InputError: it is one.
+    """
+    path = Path(target)
+    if path.is_dir() or path.suffix.lower() == ".txt" or (set("*?[") & set(target) and not path.exists()):
+        hint = f'many pictures: kbc transfer SOURCE {target!r} --points "NAME=X,Y …" --out keypoints.json'
+        raise InputError(must_be("TARGET", "one picture", repr(target), hint))
 
 
 def notes(source: str, target: str, pair: Pair) -> list[str]:

@@ -146,15 +146,85 @@ def parse_points(text: str) -> Points:
     return as_points(points, "--points")
 
 
-def _from_file(path: Path) -> object:
+NAMED_POINTS_HELP = """\
+points need names here, for answers are joined by them:
+  "nose=120,80 tail=134,92"  name=x,y with spaces between points
+  points.csv                 a first line that names the columns: name, x, y and
+                             perhaps v
+  points.json                {"nose": [x, y], "tail": null, ...}, or an object
+                             with that under "keypoints" or "points\""""
+
+
+def parse_named_points(text: str) -> dict[str, tuple[float, float]]:
+    """Points by name, from "name=x,y …" or from a .json or .csv file; NaN where one is not visible.
+
+    Raises:
+        InputError: points without names, a name given twice, and what `parse_points` raises.
+
+    >>> parse_named_points("nose=120,80 tail=134.5,92")
+    {'nose': (120.0, 80.0), 'tail': (134.5, 92.0)}
+    """
+    path = Path(text)
+    if text.lower().endswith(".csv"):
+        names, points = _named_rows(path)
+    elif text.lower().endswith(".json"):
+        data = _json_points(path)
+        if not isinstance(data, dict):
+            raise InputError(must_be("--points", 'JSON {"name": [x, y], …}', f"points without names in {path}"))
+        names, points = list(data), [_point(entry, path) for entry in data.values()]
+    else:
+        parts = [part.partition("=") for part in re.sub(r"\s*([=,])\s*", r"\1", text).replace(";", " ").split()]
+        names = [name for name, equals, _ in parts if equals and name]
+        if not parts or len(names) < len(parts):
+            hint = 'for instance "nose=120,80 tail=134,92", or a .csv or .json file'
+            raise InputError(must_be("--points", '"name=x,y name=x,y …"', repr(text), hint))
+        points = [parse_points(place)[0] for _, _, place in parts]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(must_be("--points", "with each name given once", f"{twice[0]!r} twice"))
+    rows = as_points(points, "--points")
+    return {name: (float(x), float(y)) for name, (x, y) in zip(names, rows, strict=True)}
+
+
+def _named_rows(path: Path) -> tuple[list[str], object]:
+    """Names and points of a CSV file with the columns name, x, y and perhaps v."""
+    content = _read_text(path)
+    rows = list(csv.reader(io.StringIO(content)))
+    columns = [field.strip().lower() for field in rows[0]] if rows else []
+    if "name" not in columns:
+        expected = "a CSV file with columns named name, x and y"
+        raise InputError(must_be("--points", expected, f"the columns {', '.join(columns)} in {path}"))
+    place = columns.index("name")
+    kept = [row for row in rows if any(field.strip() for field in row)]
+    names = [row[place].strip() if place < len(row) else "" for row in kept[1:]]
+    rest = io.StringIO()
+    csv.writer(rest).writerows([field for column, field in enumerate(row) if column != place] for row in kept)
+    return names, _from_csv(rest.getvalue(), path)
+
+
+def _read_text(path: Path) -> str:
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             must_be("--points", "a readable file", f"{str(path)!r} ({error})", "check the path")
         ) from error
+
+
+def _from_file(path: Path) -> object:
     if path.suffix.lower() == ".csv":
-        return _from_csv(content, path)
+        return _from_csv(_read_text(path), path)
+    data = _json_points(path)
+    if isinstance(data, dict):
+        raise InputError(must_be("--points", 'JSON with "keypoints" or "points"', f"the keys {sorted(data)}"))
+    if not isinstance(data, list) or not data:
+        raise InputError(must_be("--points", "a JSON list of points [[x, y], …]", f"{type(data).__name__} in {path}"))
+    return [_point(entry, path) for entry in data]
+
+
+def _json_points(path: Path) -> object:
+    """What a JSON file holds, or what it has under "keypoints" or "points"."""
+    content = _read_text(path)
     if not content.strip():
         raise InputError(must_be("--points", "a JSON file with points", f"the empty file {str(path)!r}"))
     try:
@@ -162,13 +232,8 @@ def _from_file(path: Path) -> object:
     except json.JSONDecodeError as error:
         raise InputError(must_be("--points", "a JSON file", f"{str(path)!r} ({error})")) from error
     if isinstance(data, dict):
-        found = next((data[key] for key in ("keypoints", "points") if key in data), None)
-        if found is None:
-            raise InputError(must_be("--points", 'JSON with "keypoints" or "points"', f"the keys {sorted(data)}"))
-        data = found
-    if not isinstance(data, list) or not data:
-        raise InputError(must_be("--points", "a JSON list of points [[x, y], …]", f"{type(data).__name__} in {path}"))
-    return [_point(entry, path) for entry in data]
+        return next((data[key] for key in ("keypoints", "points") if key in data), data)
+    return data
 
 
 def _from_csv(content: str, path: Path) -> object:

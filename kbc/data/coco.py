@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,20 +29,27 @@ from kbc.geometry import Box, Points
 _Four = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
-class _Image(Record):
+class CocoImage(Record):
+    """An entry of `images`."""
+
     id: int
     file_name: str
     width: int | None = None
     height: int | None = None
 
 
-class _Category(Record):
+class CocoCategory(Record):
+    """An entry of `categories`; `skeleton` holds pairs of keypoints, counted from 1."""
+
     id: int
     name: str
     keypoints: tuple[str, ...] = ()
+    skeleton: Any = None
 
 
-class _Annotation(Record):
+class CocoAnnotation(Record):
+    """An entry of `annotations`."""
+
     id: int
     image_id: int
     category_id: int
@@ -51,10 +58,12 @@ class _Annotation(Record):
     bbox_kind: Literal["annotated", "keypoint-extent"] = "annotated"
 
 
-class _Annotations(Record):
-    images: list[_Image]
-    annotations: list[_Annotation]
-    categories: list[_Category]
+class CocoFile(Record):
+    """What kbc reads of a COCO keypoints file."""
+
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory]
 
 
 class _Pairs(Record):
@@ -95,9 +104,9 @@ def open_coco(
         raise DataError(must_be("root", "an existing folder", repr(str(root))))
     if min_points < 1:
         raise InputError(must_be("min_points", "at least 1", min_points))
-    data = read_json(inside(base, annotations, "annotations"), _Annotations)
+    data = read_json(inside(base, annotations, "annotations"), CocoFile)
     problems = Problems()
-    reader = _Reader(base, inside(base, images, "images") if images else base, data, occluded, problems)
+    reader = CocoReader(base, inside(base, images, "images") if images else base, data, occluded, problems)
     wanted = inside(base, pairs or "pairs.json", "pairs")
     listed = read_json(wanted, _Pairs).pairs if pairs or wanted.is_file() else reader.all_pairs()
     records = []
@@ -115,8 +124,10 @@ def open_coco(
     return Dataset(base.resolve().name, records, problems, sized(reader.sizes), cache_bytes)
 
 
-class _Reader:
-    def __init__(self, root: Path, images: Path, data: _Annotations, occluded: bool, problems: Problems) -> None:
+class CocoReader:
+    """The instances of a COCO file, each checked when it is asked for."""
+
+    def __init__(self, root: Path, images: Path, data: CocoFile, occluded: bool, problems: Problems) -> None:
         self.root, self.images, self.visible, self.problems = root, images, 1 if occluded else 2, problems
         self.pictures = {image.id: image for image in data.images}
         self.sizes: dict[Path, tuple[int, int]] = {}
@@ -128,7 +139,8 @@ class _Reader:
         self._sides: dict[int, tuple[Path, Points, Box | None, BoxKind]] = {}
 
     def all_pairs(self) -> list[list[int]]:
-        groups: dict[int, list[_Annotation]] = {}
+        """Every two instances of a category on different images, by annotation id."""
+        groups: dict[int, list[CocoAnnotation]] = {}
         for annotation in self.annotations.values():
             groups.setdefault(annotation.category_id, []).append(annotation)
         pairs = []
@@ -140,6 +152,11 @@ class _Reader:
         return pairs
 
     def side(self, number: int) -> tuple[Path, Points, Box | None, BoxKind]:
+        """Picture, points (N, 2) with NaN where not labelled, box and its kind, of an annotation id.
+
+        Raises:
+            DataError: the annotation, its picture or its category is absent or broken.
+        """
         if number not in self._sides:
             if number not in self.annotations:
                 raise DataError(f"a pair names annotation {number}, which is absent")
@@ -160,7 +177,7 @@ class _Reader:
                 self._sides[number] = (path, points, box, annotation.bbox_kind)
         return self._sides[number]
 
-    def _points(self, annotation: _Annotation) -> Points:
+    def _points(self, annotation: CocoAnnotation) -> Points:
         names = self.categories[annotation.category_id].keypoints
         flat = annotation.keypoints
         if len(flat) % 3 or (names and len(flat) != 3 * len(names)):
@@ -173,6 +190,7 @@ class _Reader:
         return np.where(seen[:, None], rows[:, :2], np.nan)
 
     def record(self, source: int, target: int) -> PairRecord:
+        """The pair of two annotation ids."""
         (source_path, points, source_box, _), (target_path, target_points, target_box, kind) = (
             self.side(source),
             self.side(target),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kbc.errors import DataError
 from kbc.evaluation.pck import Protocol, correct
+from kbc.files import LineFile
 from kbc.geometry import Box, Points
 
 Row: TypeAlias = tuple[float, float] | None
@@ -129,43 +129,12 @@ def rows(values: Points) -> tuple[Row, ...]:
     return tuple(None if np.isnan(p).any() else (float(p[0]), float(p[1])) for p in values)
 
 
-class OutcomeFile:
-    """A file of JSON lines that is only ever appended to, a whole line at a time.
-
-    A process that is killed while writing leaves at most one half line at the end; it is cut off when the file is
-    opened for writing again, and that pair is simply run anew.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._trim()
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+class OutcomeFile(LineFile):
+    """A `LineFile` of outcomes; a pair whose line was cut off is simply run anew."""
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
         """Write the lines in one system call."""
-        data = "".join(outcome.to_json() + "\n" for outcome in outcomes).encode()
-        while data:
-            data = data[os.write(self._file, data) :]
-
-    def close(self) -> None:
-        """Flush to the disk and close."""
-        os.fsync(self._file)
-        os.close(self._file)
-
-    def __enter__(self) -> OutcomeFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _trim(self) -> None:
-        if not self.path.is_file():
-            return
-        data = self.path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            with self.path.open("r+b") as file:
-                file.truncate(data.rfind(b"\n") + 1)
+        self.write("".join(outcome.to_json() + "\n" for outcome in outcomes))
 
 
 def read_outcomes(folder: Path) -> dict[tuple[str, str, str], Outcome]:

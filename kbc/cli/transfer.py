@@ -1,0 +1,171 @@
+"""`kbc transfer`: one labelled picture, or a few, → the whole folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kbc.cli.options import (
+    NAMED_POINTS_HELP,
+    add_kbc_options,
+    add_matcher_options,
+    kbc_options,
+    key_values,
+    parse_box,
+    parse_named_points,
+)
+from kbc.cli.progress import progress_bar
+from kbc.errors import InputError, counted, must_be
+from kbc.files import output_file, write_json, written_whole
+from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
+from kbc.labelling.job import label_pictures
+from kbc.labelling.labels import label_picture
+from kbc.labelling.output import coco, table
+from kbc.labelling.pipeline import ASK
+
+HELP = (
+    "Carry the points of labelled pictures over to other pictures, each with the probability that it is right. "
+    "Interrupted, it goes on where it was when it is called again."
+)
+
+FORMATS = {".json": "coco", ".csv": "csv"}
+"""Suffix of the output → its format."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `kbc transfer`."""
+    parser.add_argument("labels", metavar="LABELS", help="COCO keypoints JSON, or a picture with --points")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="*",
+        help="files, folders, globs or .txt lists of pictures; without any, those that the COCO file names",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="FILE", help="what to write: .json (COCO) or .csv")
+    parser.add_argument("--format", choices=sorted(FORMATS.values()), help="the output's format, whatever its suffix")
+    labels = parser.add_argument_group("labels")
+    labels.add_argument("--points", help="the points of LABELS, where it is a picture: see below")
+    labels.add_argument("--source-box", metavar="X0,Y0,X1,Y1", help="where their object is, pixel edges")
+    labels.add_argument(
+        "--root", metavar="DIR", help="folder that the COCO file's file names start from; default its own"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--boxes", metavar="FILE", help="a detector's boxes, COCO JSON: one set of points for each")
+    how.add_argument("--instances", type=int, default=1, help="objects of a category in a picture at most (default 1)")
+    how.add_argument(
+        "--exemplars", type=int, default=ASK, metavar="N",
+        help=f"labelled objects that are asked about a picture, the likest first (default {ASK})",
+    )  # fmt: skip
+    how.add_argument(
+        "--min-confidence", type=float, default=0.0, metavar="P", help="leave out less sure points (default 0: none)"
+    )
+    add_matcher_options(parser)
+    add_kbc_options(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    parser.epilog = NAMED_POINTS_HELP
+
+
+def run(args: argparse.Namespace) -> int:
+    """Transfer, and say what came of it; 1 when no picture could be done."""
+    from kbc import load_matcher, wrap
+
+    out = output_file(args.out, "--out")
+    kind = args.format or FORMATS.get(out.suffix.lower())
+    if kind is None:
+        raise InputError(must_be("--out", "a .json or .csv file", repr(args.out), "or give --format"))
+    labels = _labels(args)
+    images = find_images(args.images) if args.images else sorted(labels.numbers.values())
+    todo = sum(image not in labels.labelled for image in images)
+    if not todo:
+        hint = "name others" if args.images else "name pictures after LABELS"
+        raise InputError(must_be("IMAGES", "pictures that are not labelled yet", "none", hint))
+    for option, value in (("--instances", args.instances), ("--exemplars", args.exemplars)):
+        if value < 1:
+            raise InputError(must_be(option, "at least 1", value))
+    boxes = read_detections(Path(args.boxes), images, labels) if args.boxes else None
+    if boxes is not None and args.instances != 1:
+        raise InputError(must_be("--instances", "not given together with --boxes", args.instances))
+    options, config = key_values(args.option), kbc_options(args)
+    matcher = wrap(load_matcher(args.matcher, **options), **config)
+    labeller = Labeller(labels.exemplars, matcher, args.instances, args.exemplars, args.min_confidence)
+    made_by = {"matcher": args.matcher, "options": options, "config": config}
+    with nullcontext() if args.quiet else progress_bar("picture") as bar:
+        results = label_pictures(
+            labeller,
+            labels,
+            images,
+            out,
+            partial(_write, labels=labels, out=out, kind=kind, provenance=_provenance(args, made_by, labels)),
+            boxes=boxes,
+            settings=made_by,
+            progress=None if bar is None else lambda done, total: bar(done, total, ""),
+        )
+    failed = [one for one in results if one.error]
+    for one in failed:
+        print(f"note: {one.image} was passed over: {one.error}", file=sys.stderr)
+    if not args.quiet:
+        print(_summary(results, labels, out))
+    return 1 if len(failed) == len(results) else 0
+
+
+def _labels(args: argparse.Namespace) -> Labels:
+    """The labels, from a COCO file or a picture with points."""
+    path = Path(args.labels)
+    is_coco = path.suffix.lower() == ".json"
+    for option, given, wanted in (
+        ("--points", args.points, not is_coco),
+        ("--source-box", args.source_box, not is_coco),
+        ("--root", args.root, is_coco),
+    ):
+        if given and not wanted:
+            kind = "a COCO file" if is_coco else "a picture"
+            raise InputError(must_be(option, f"left out where LABELS is {kind}", repr(given)))
+    if is_coco:
+        return read_labels(path, None if args.root is None else Path(args.root))
+    if not args.points:
+        hint = 'for instance --points "nose=120,80 tail=134,92"; COCO labels are a .json file'
+        raise InputError(must_be("--points", "given where LABELS is a picture", "nothing", hint))
+    if not args.images:
+        raise InputError(must_be("IMAGES", "given where LABELS is a picture", "nothing", "name a folder of pictures"))
+    return label_picture(path, parse_named_points(args.points), parse_box(args.source_box, "--source-box"))
+
+
+def _provenance(args: argparse.Namespace, made_by: dict[str, Any], labels: Labels) -> dict[str, Any]:
+    """How the output was made, for its `info`."""
+    from kbc import __version__
+
+    return {
+        "version": __version__,
+        **made_by,
+        "labels": Path(args.labels).name,
+        "boxes": Path(args.boxes).name if args.boxes else None,
+        "instances": args.instances,
+        "asked": args.exemplars,
+        "min_confidence": args.min_confidence,
+        "exemplars": [{"image": Path(str(one.image)).name, "category": one.category} for one in labels.exemplars],
+    }
+
+
+def _write(results: list[Transferred], *, labels: Labels, out: Path, kind: str, provenance: dict[str, Any]) -> None:
+    document = coco(results, labels, out, provenance)
+    if kind == "coco":
+        write_json(document, out, "--out")
+        return
+    with written_whole(out, "--out") as file:
+        file.write(table(document).encode())
+
+
+def _summary(results: list[Transferred], labels: Labels, out: Path) -> str:
+    """What was found, in a line or two."""
+    fresh = [one for one in results if not one.error and Path(str(one.image)) not in labels.labelled]
+    objects = [found for one in fresh for found in one.objects]
+    line = f"{out}: {counted(len(objects), 'object')} in {counted(len(fresh), 'picture')}"
+    kept = sum(not one.error for one in results) - len(fresh)
+    if kept:
+        line += f"; {counted(kept, 'labelled picture')} as labelled"
+    if objects:
+        sure = sorted(found.sureness for found in objects)
+        line += f"; mean confidence {sum(sure) / len(sure):.2f}, of the least sure tenth {sure[len(sure) // 10]:.2f}"
+    return line

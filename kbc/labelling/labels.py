@@ -1,0 +1,209 @@
+"""What goes in: labelled pictures, and the pictures to label."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbc.data.coco import CocoCategory, CocoFile, CocoReader
+from kbc.data.records import Problems, inside, read_json
+from kbc.errors import DataError, InputError, counted, must_be
+from kbc.geometry import Box, Points, as_points, defined
+from kbc.images import ImageLike
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+"""What counts as a picture in a folder; a file that is named may be called anything."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplar:
+    """One labelled object: what `transfer` looks for in other pictures.
+
+    Attributes:
+        image: the picture it is in; anything that `kbc.load_image` takes.
+        names: what the points are called, each once. Answers of several exemplars are joined by these.
+        keypoints: (N, 2) in the picture's pixels, (0, 0) the centre of the top-left pixel; NaN where not visible.
+        category: the object's class; exemplars of one category speak together.
+        box: where the object is, xyxy pixel edges, when known; else the extent of its points.
+
+    Raises:
+        InputError: names that are missing, empty or given twice, or no visible point.
+    """
+
+    image: ImageLike
+    names: tuple[str, ...]
+    keypoints: Points
+    category: str = "object"
+    box: Box | None = None
+
+    def __post_init__(self) -> None:
+        names = tuple(self.names)
+        points = as_points(self.keypoints)
+        if len(names) != len(points) or not all(names):
+            received = f"{counted(len(names), 'name')} for {counted(len(points), 'point')}"
+            raise InputError(must_be("names", "one for each point, none of them empty", received))
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(must_be("names", "given once each", f"{twice!r} twice"))
+        if not defined(points).any():
+            raise InputError(must_be("keypoints", "visible, at least one of them", "none that is"))
+        points.setflags(write=False)
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "keypoints", points)
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of objects: its number and name, what its points are called, and which of them (from 1) are joined."""
+
+    id: int
+    name: str
+    keypoints: tuple[str, ...]
+    skeleton: Any = None
+
+
+@dataclass(frozen=True)
+class LabelledObject:
+    """One object as a COCO file has it: `keypoints` x, y, v one after the other, `bbox` x, y, width, height or None."""
+
+    category: str
+    keypoints: tuple[float | None, ...]
+    bbox: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A file of labels.
+
+    Attributes:
+        exemplars: its labelled objects.
+        categories: those that have an exemplar.
+        labelled: picture → its labels as the file has them.
+        numbers: COCO's image id → picture; all that the file names.
+        sizes: picture → (height, width), where the file says so.
+    """
+
+    exemplars: tuple[Exemplar, ...]
+    categories: tuple[Category, ...]
+    labelled: Mapping[Path, tuple[LabelledObject, ...]] = field(default_factory=dict)
+    numbers: Mapping[int, Path] = field(default_factory=dict)
+    sizes: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+
+
+def read_labels(path: Path, root: Path | None = None) -> Labels:
+    """The labelled objects of a COCO keypoints file; a point counts when it is visible (v = 2).
+
+    Args:
+        path: the JSON file.
+        root: folder that its `file_name`s start from; by default the one it lies in.
+
+    Raises:
+        DataError: it cannot be read, an annotation is broken, a category with labels names no keypoints or names one
+            twice, or nothing is labelled.
+    """
+    data = read_json(path, CocoFile)
+    base = _absolute(root or path.parent)
+    reader = CocoReader(base, base, data, False, Problems())
+    exemplars: list[Exemplar] = []
+    labelled: dict[Path, list[LabelledObject]] = {}
+    for annotation in reader.annotations.values():
+        if not any(annotation.keypoints[2::3]):
+            continue
+        picture, points, box, kind = reader.side(annotation.id)
+        category = reader.categories[annotation.category_id]
+        if not category.keypoints:
+            hint = "list them in the category's `keypoints`, in the order of the points"
+            raise DataError(must_be(f"category {category.name!r}", "with named keypoints", f"none in {path}", hint))
+        box_xywh = annotation.bbox and tuple(annotation.bbox)
+        labelled.setdefault(picture, []).append(LabelledObject(category.name, annotation.keypoints, box_xywh or None))
+        if defined(points).any():
+            try:
+                found = Exemplar(
+                    picture, category.keypoints, points, category.name, box if kind == "annotated" else None
+                )
+            except InputError as error:
+                raise DataError(f"{path}, annotation {annotation.id}: {error}") from error
+            exemplars.append(found)
+    if not exemplars:
+        hint = "an annotation needs `keypoints` x, y, v with v = 2 where the point is visible"
+        raise DataError(must_be("LABELS", "a COCO file with a labelled picture", f"none in {path}", hint))
+    used = {one.category for one in exemplars}
+    numbers = {image.id: inside(base, image.file_name, "file_name") for image in data.images}
+    return Labels(
+        tuple(exemplars),
+        tuple(_category(one) for one in data.categories if one.name in used),
+        {picture: tuple(found) for picture, found in labelled.items()},
+        numbers,
+        {numbers[i.id]: (i.height, i.width) for i in data.images if i.height and i.width},
+    )
+
+
+def _category(one: CocoCategory) -> Category:
+    return Category(one.id, one.name, one.keypoints, one.skeleton)
+
+
+def categories_of(exemplars: Sequence[Exemplar]) -> tuple[Category, ...]:
+    """The categories of exemplars: names of points in the order in which they first appear."""
+    names: dict[str, dict[str, None]] = {}
+    for one in exemplars:
+        names.setdefault(one.category, {}).update(dict.fromkeys(one.names))
+    return tuple(Category(i, name, tuple(points)) for i, (name, points) in enumerate(names.items(), 1))
+
+
+def label_picture(path: Path, points: Mapping[str, tuple[float, float]], box: Box | None = None) -> Labels:
+    """One picture with named points (x, y; NaN where not visible) as labels of the category "object".
+
+    Raises:
+        InputError: as `Exemplar`.
+    """
+    path = _absolute(path)
+    rows = np.array(list(points.values()), dtype=np.float64).reshape(-1, 2)
+    one = Exemplar(path, tuple(points), rows, box=box)
+    flat = [v for p in rows for v in ((0.0, 0.0, 0.0) if np.isnan(p).any() else (float(p[0]), float(p[1]), 2.0))]
+    bbox = None if box is None else (box.x0, box.y0, box.width, box.height)
+    labelled = {path: (LabelledObject(one.category, tuple(flat), bbox),)}
+    return Labels((one,), categories_of([one]), labelled)
+
+
+def find_images(given: Iterable[str | Path]) -> list[Path]:
+    """The pictures that files, folders, globs and lists name, each once, in order.
+
+    A folder gives the pictures in it, by name, without its own folders (`folder/**/*.jpg` looks there); a .txt file
+    holds one path a line, from its own folder.
+
+    Raises:
+        InputError: something that is not there, a folder or glob without a picture, or no picture at all.
+    """
+    found: list[Path] = []
+    for entry in given:
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            names = [one for one in sorted(path.iterdir()) if one.suffix.lower() in SUFFIXES and one.is_file()]
+            hint = f"for its folders give {str(path / '**' / '*.jpg')!r}"
+            found += _some(names, "a folder with pictures in it", f"none in {str(path)!r}", hint)
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            found += _some([path.parent / line.strip() for line in lines if line.strip()], "a list of paths", str(path))
+        elif path.is_file():
+            found.append(path)
+        else:
+            names = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]
+            found += _some(names, "existing pictures, a folder or a glob", repr(str(entry)), "check the path")
+    return list(dict.fromkeys(_absolute(one) for one in _some(found, "at least one picture", "none")))
+
+
+def _absolute(path: Path) -> Path:
+    """One name for one file, whatever folder it was named from."""
+    return Path(os.path.abspath(path))
+
+
+def _some(names: list[Path], expected: str, received: str, hint: str = "") -> list[Path]:
+    if not names:
+        raise InputError(must_be("IMAGES", expected, received, hint))
+    return names

@@ -1,0 +1,169 @@
+"""What goes out: COCO keypoints, and a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbc.geometry import Box, defined
+from kbc.labelling.labels import Category, LabelledObject, Labels
+from kbc.labelling.pipeline import FoundObject, Transferred
+
+DIGITS = 2
+"""Decimals of a coordinate: a hundredth of a pixel."""
+
+
+def image_base(out: Path, images: Sequence[Path]) -> Path:
+    """The folder that file names start from: the output's own where all lie below it, else their common one."""
+    folders = [Path(os.path.abspath(image)).parent for image in images]
+    here = Path(os.path.abspath(out)).parent
+    if all(folder.is_relative_to(here) for folder in folders):
+        return here
+    return Path(os.path.commonpath(folders))
+
+
+def file_name(image: Path, base: Path) -> str:
+    """A picture's name below `base`, with forward slashes."""
+    return Path(os.path.abspath(image)).relative_to(base).as_posix()
+
+
+def coco(
+    pictures: Sequence[Transferred], labels: Labels, out: Path, provenance: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A COCO keypoints document, JSON-ready.
+
+    Points that were found have v = 2, others x = y = v = 0. Beside COCO's own fields an annotation has
+    `keypoint_scores`, the confidence of each point in [0, 1], `score`, their mean, and `labelled` where the labels
+    themselves stand there. Pictures that could not be done are listed under `info.skipped`, not among the images.
+
+    Args:
+        pictures: what came of each; those that `labels` has labels of keep them.
+        labels: what was transferred; its categories keep their numbers and skeletons.
+        out: where the document will lie: file names start from its folder, or from the pictures' common one, which
+            `info.images` then names relative to it.
+        provenance: how it was made, for `info.kbc`.
+    """
+    base = image_base(out, [_path(one) for one in pictures])
+    categories = {one.name: one for one in labels.categories}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    for picture in pictures:
+        name = file_name(_path(picture), base)
+        if picture.error:
+            skipped.append({"file_name": name, "why": picture.error})
+            continue
+        number = len(images) + 1
+        height, width = picture.size_hw
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        own = labels.labelled.get(_path(picture))
+        bodies = [_labelled(o) for o in own] if own else [_found(o, categories[o.category]) for o in picture.objects]
+        kinds = [o.category for o in own or picture.objects]
+        for body, kind in zip(bodies, kinds, strict=True):
+            place = {"id": len(annotations) + 1, "image_id": number, "category_id": categories[kind].id}
+            annotations.append({**place, **body})
+    where = os.path.relpath(base, Path(os.path.abspath(out)).parent)
+    info = {
+        "description": "keypoints transferred from labelled pictures by kbc",
+        **({} if where == "." else {"images": Path(where).as_posix()}),
+        "kbc": dict(provenance or {}),
+        "skipped": skipped,
+    }
+    return {
+        "info": info,
+        "images": images,
+        "annotations": annotations,
+        "categories": [_category(one) for one in labels.categories],
+    }
+
+
+def _path(picture: Transferred) -> Path:
+    return Path(picture.image)  # type: ignore[arg-type]
+
+
+def _category(one: Category) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "name": one.name,
+        "supercategory": one.name,
+        "keypoints": list(one.keypoints),
+        "skeleton": one.skeleton or [],
+    }
+
+
+def _found(found: FoundObject, category: Category) -> dict[str, Any]:
+    there = defined(found.keypoints)
+    flat: list[float] = []
+    for known, (x, y) in zip(there, found.keypoints.tolist(), strict=True):
+        flat += [round(x, DIGITS), round(y, DIGITS), 2] if known else [0, 0, 0]
+    assert found.names == category.keypoints
+    return {
+        "keypoints": flat,
+        "num_keypoints": int(there.sum()),
+        **_boxed(found.box, "annotated" if found.given else "keypoint-extent"),
+        "score": round(found.sureness, 4),
+        "keypoint_scores": [round(float(c), 4) for c in np.nan_to_num(found.confidence)],
+        "labelled": False,
+        "exemplar": found.exemplar,
+    }
+
+
+def _labelled(own: LabelledObject) -> dict[str, Any]:
+    flat = [0 if value is None else value for value in own.keypoints]
+    rows = np.array(flat, dtype=np.float64).reshape(-1, 3)
+    seen = rows[:, 2] > 0
+    extent = Box.around(rows[seen, :2])
+    if own.bbox is not None:
+        x, y, width, height = own.bbox
+        box, kind = Box(x, y, x + width, y + height), "annotated"
+    else:
+        assert extent is not None  # an object without a single point is not among the labelled
+        box, kind = extent, "keypoint-extent"
+    return {
+        "keypoints": flat,
+        "num_keypoints": int(seen.sum()),
+        **_boxed(box, kind),
+        "score": 1.0,
+        "keypoint_scores": [float(known) for known in seen],
+        "labelled": True,
+    }
+
+
+def _boxed(box: Box, kind: str) -> dict[str, Any]:
+    numbers = [round(value, DIGITS) for value in (box.x0, box.y0, box.width, box.height)]
+    return {"bbox": numbers, "bbox_kind": kind, "area": round(box.area, DIGITS), "iscrowd": 0}
+
+
+def table(document: Mapping[str, Any]) -> str:
+    """A COCO document of `coco` as CSV: a row for each object, name_x, name_y and name_confidence for each point.
+
+    A picture without an object has a row of its own with nothing in it; one that could not be done has none.
+    """
+    categories = {one["id"]: one for one in document["categories"]}
+    names = list(dict.fromkeys(name for one in categories.values() for name in one["keypoints"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fields = ("x", "y", "confidence")
+    writer.writerow(["image", "object", "category", *(f"{name}_{field}" for name in names for field in fields)])
+    found: dict[int, list[Any]] = {image["id"]: [] for image in document["images"]}
+    for one in document["annotations"]:
+        found[one["image_id"]].append(one)
+    for image in document["images"]:
+        for number, one in enumerate(found[image["id"]], 1):
+            category = categories[one["category_id"]]
+            triples = np.array(one["keypoints"], dtype=object).reshape(-1, 3)
+            cells = {
+                name: [x, y, score] if v else ["", "", score]
+                for name, (x, y, v), score in zip(category["keypoints"], triples, one["keypoint_scores"], strict=True)
+            }
+            row = [cell for name in names for cell in cells.get(name, ["", "", ""])]
+            writer.writerow([image["file_name"], number, category["name"], *row])
+        if not found[image["id"]]:
+            writer.writerow([image["file_name"], "", "", *[""] * (3 * len(names))])
+    return text.getvalue()

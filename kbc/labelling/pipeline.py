@@ -1,0 +1,280 @@
+"""Labelled pictures → a folder of others: which exemplars are asked, what they say together, object by object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kbc.data.records import ImageCache
+from kbc.errors import InputError, KBCError, must_be
+from kbc.geometry import Box, Points, defined
+from kbc.images import Image, ImageLike, image_hw, load_image, require_cv2
+from kbc.labelling.combine import Answers, by_name, combined, distinct, object_box, objects
+from kbc.labelling.detections import Detection
+from kbc.labelling.labels import Exemplar, categories_of
+from kbc.matchers.protocol import Matcher, run_matcher
+from kbc.pipeline import KBCMatcher, wrap
+from kbc.support import object_box as source_object_box
+from kbc.tuning import TUNING
+from kbc.types import MatchResult, Pair, Scores
+
+ASK = 3
+"""Exemplars asked about a picture by default: three of ten, the likest, do as well as all ten (our measurement)."""
+LEAST_SURE = 0.25
+"""Mean confidence that an object after a picture's first must have, where no detector vouches for it."""
+_THUMBNAIL = 16
+
+
+@dataclass(frozen=True, eq=False)
+class FoundObject:
+    """One object in a picture.
+
+    Attributes:
+        category: its class.
+        names: what its points are called, as the category has them.
+        keypoints: (N, 2) in the picture's pixels, NaN where no exemplar shows the point or it is not sure enough.
+        confidence: (N,) in [0, 1]: how likely a point lies within a tenth of the object's size of the right place.
+        box: where the object is, xyxy pixel edges.
+        given: whether a detector gave the box.
+        exemplar: index of the exemplar that had the greatest say; None where the labels themselves are these points.
+        window: what its best fine pass saw of the picture, or None.
+    """
+
+    category: str
+    names: tuple[str, ...]
+    keypoints: Points
+    confidence: Scores
+    box: Box
+    given: bool = False
+    exemplar: int | None = None
+    window: Box | None = None
+
+    @property
+    def sureness(self) -> float:
+        """Mean confidence of the points that the category has; 0 for those without an answer."""
+        return float(np.where(defined(self.keypoints), np.nan_to_num(self.confidence), 0.0).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Transferred:
+    """What came of one picture.
+
+    Attributes:
+        image: as it was given.
+        size_hw: its (height, width); (0, 0) where it could not be read.
+        objects: the objects found, the surest first; with a detector's boxes in their order.
+        error: why there are none, where the picture could not be read or the matcher failed.
+    """
+
+    image: ImageLike
+    size_hw: tuple[int, int]
+    objects: tuple[FoundObject, ...] = ()
+    error: str = ""
+
+
+def transfer(
+    exemplars: Sequence[Exemplar],
+    images: Iterable[ImageLike],
+    matcher: Matcher | Callable[..., Any],
+    *,
+    boxes: Mapping[Any, Sequence[Detection]] | None = None,
+    instances: int = 1,
+    ask: int = ASK,
+    min_confidence: float = 0.0,
+) -> Iterator[Transferred]:
+    """Find the points of labelled pictures in others, one picture after the other.
+
+    Args:
+        exemplars: labelled objects; those of one category speak together, joined by the names of their points.
+        images: paths, arrays or tensors; opened one at a time.
+        matcher: a matcher or function, or one that `kbc.wrap` made with options of your own.
+        boxes: a detector's boxes, by the entry of `images`: one set of points for each. A picture without any gets
+            none. Without `boxes` objects are looked for.
+        instances: how many objects of a category a picture may hold; further ones must be fairly sure.
+        ask: how many exemplars of a category are asked about a picture, the likest first.
+        min_confidence: less sure points become NaN; an object without points is left out.
+
+    Returns:
+        An iterator of `Transferred`, in the order of `images`. A picture that cannot be read, or on which the matcher
+        fails, has an `error` and no objects.
+
+    Raises:
+        InputError: before anything is matched: no exemplar, one whose picture cannot be read or whose points lie far
+            outside it, a number out of range, or a wrapped matcher that gives no confidence.
+    """
+    labeller = Labeller(exemplars, matcher, instances, ask, min_confidence)
+    return (labeller(image, None if boxes is None else boxes.get(image, ())) for image in images)
+
+
+class Labeller:
+    """The exemplars and a matcher, ready for pictures; the arguments are those of `transfer`."""
+
+    def __init__(
+        self,
+        exemplars: Sequence[Exemplar],
+        matcher: Matcher | Callable[..., Any],
+        instances: int = 1,
+        ask: int = ASK,
+        min_confidence: float = 0.0,
+    ) -> None:
+        self.exemplars = tuple(exemplars)
+        if not self.exemplars or not all(isinstance(one, Exemplar) for one in self.exemplars):
+            raise InputError(must_be("exemplars", "kbc.Exemplar, at least one", repr(exemplars)[:60]))
+        for name, value in (("instances", instances), ("ask", ask)):
+            if not isinstance(value, int) or value < 1:
+                raise InputError(must_be(name, "a whole number, at least 1", value))
+        if not 0 <= min_confidence <= 1:
+            raise InputError(must_be("min_confidence", "in [0, 1]", min_confidence))
+        self.matcher = matcher if isinstance(matcher, KBCMatcher) else wrap(matcher)
+        config = self.matcher.config
+        if config.passes == 0 or config.localizer in ("predicted", "given"):
+            expected = "wrapped with passes above 0 and localizer 'best', 'consensus' or 'search'"
+            received = f"passes={config.passes}, localizer={config.localizer!r}"
+            raise InputError(must_be("matcher", expected, received, "the others do not tell how sure a point is"))
+        self.instances, self.ask, self.min_confidence = instances, ask, min_confidence
+        self.categories = categories_of(self.exemplars)
+        self._open = ImageCache(load_image)
+        self._thumbnails = [_thumbnail(self._pair(index, None).source) for index in range(len(self.exemplars))]
+
+    def __call__(self, image: ImageLike, boxes: Sequence[Detection] | None = None) -> Transferred:
+        """What the exemplars say of one picture; `boxes` as in `transfer`."""
+        size = (0, 0)
+        try:
+            target = load_image(image)
+            size = image_hw(target)
+            found = self._search(target) if boxes is None else self._boxed(target, boxes)
+        except KBCError as error:
+            return Transferred(image, size, error=str(error))
+        kept = [self._sure(one) for one in found]
+        return Transferred(image, size, tuple(one for one in kept if defined(one.keypoints).any()))
+
+    def _sure(self, found: FoundObject) -> FoundObject:
+        enough = np.nan_to_num(found.confidence) >= self.min_confidence
+        return replace(found, keypoints=np.where(enough[:, None], found.keypoints, np.nan))
+
+    def _boxed(self, target: Image, boxes: Sequence[Detection]) -> list[FoundObject]:
+        """The object in each box, of the category that answers most surely where the detector says none."""
+        found = []
+        for one in boxes:
+            names = [c.name for c in self.categories if one.category in (None, c.name)]
+            answers = [answer for name in names for answer in self._asked(target, self._likest(name, target), one.box)]
+            found += sorted(answers, key=lambda answer: -answer.sureness)[:1]
+        return found
+
+    def _search(self, target: Image) -> list[FoundObject]:
+        """The objects of each category, none overlapping a surer one."""
+        found: list[FoundObject] = []
+        for category in self.categories:
+            found += self._of_category(category.name, target)
+        scores = [one.sureness for one in found]
+        return [found[i] for i in distinct([one.box for one in found], scores, len(found))]
+
+    def _of_category(self, category: str, target: Image) -> list[FoundObject]:
+        """The best object; then again in the picture without what was found, as long as there is something sure."""
+        likest = self._likest(category, target)
+        found: list[FoundObject] = []
+        seen = target
+        while len(found) < self.instances:
+            new = [one for one in self._asked(seen, likest) if one.sureness >= LEAST_SURE or not found]
+            boxes = [one.box for one in (*found, *new)]
+            scores = [2.0] * len(found) + [one.sureness for one in new]  # what was found before is not given up again
+            fresh = [(*found, *new)[i] for i in distinct(boxes, scores, self.instances)][len(found) :]
+            if not fresh:
+                break
+            found += fresh
+            seen = _without([one.box for one in found], target)
+        return found
+
+    def _asked(self, target: Image, asked: Sequence[int], box: Box | None = None) -> list[FoundObject]:
+        """The objects that exemplars find in a picture, or in a box of it; the best supported first."""
+        results = self.matcher.match([self._pair(index, target, box) for index in asked])
+        names = next(c.keypoints for c in self.categories if c.name == self.exemplars[asked[0]].category)
+        own = [self.exemplars[index].names for index in asked]
+        answers = Answers(
+            np.stack([by_name(names, given, r.keypoints) for given, r in zip(own, results, strict=True)]),
+            np.stack([by_name(names, given, _confidence(r)) for given, r in zip(own, results, strict=True)]),
+            np.array([self._size(index, result) for index, result in zip(asked, results, strict=True)]),
+        )
+        groups = objects(answers)
+        if box is not None and groups:
+            groups = [np.concatenate(groups)]  # they were all told where the object is
+        found = []
+        for group in groups:
+            points, confidence, size = combined(answers, group)
+            where = box or object_box(points, size)
+            first = int(max(group, key=lambda i: float(answers.sure[i].sum())))
+            window = results[first].target_window
+            if where is not None:
+                found.append(
+                    FoundObject(
+                        self.exemplars[asked[0]].category,
+                        names,
+                        points,
+                        confidence,
+                        where,
+                        box is not None,
+                        asked[first],
+                        None if window is None else window.box,
+                    )
+                )
+        return found
+
+    def _likest(self, category: str, target: Image) -> list[int]:
+        """Indices of the exemplars that are asked about a picture, the likest first.
+
+        Where the matcher shares features, a plain match costs next to nothing, and the likest is the one whose points
+        have the highest scores; else the one whose whole picture looks most alike.
+        """
+        all_ = [index for index, one in enumerate(self.exemplars) if one.category == category]
+        if len(all_) <= self.ask:
+            return all_
+        if getattr(self.matcher.matcher, "shares_features", False):
+            matches = run_matcher(self.matcher.matcher, [self._pair(index, target) for index in all_])
+            alike = [-1.0 if m.score is None else float(np.nanmean(m.score)) for m in matches]
+        else:
+            shown = _thumbnail(target)
+            alike = [float((self._thumbnails[index] * shown).sum()) for index in all_]
+        return [all_[place] for place in np.argsort(-np.array(alike), kind="stable")[: self.ask]]
+
+    def _pair(self, index: int, target: Image | None, box: Box | None = None) -> Pair:
+        one = self.exemplars[index]
+        image = self._open(one.image) if hasattr(one.image, "__fspath__") else load_image(one.image)  # type: ignore[arg-type]
+        return Pair(image, image if target is None else target, one.keypoints, one.box, box)
+
+    def _size(self, index: int, result: MatchResult) -> float:
+        """The object's size in the target, pixels: its points' extent, or by the windows where they are too few."""
+        extent = Box.around(result.keypoints)
+        if extent is not None and int(defined(result.keypoints).sum()) >= TUNING.min_points_for_extent:
+            return max(extent.longest, 1.0)
+        pair = self._pair(index, None)
+        own = source_object_box(pair.keypoints, pair.source_box, image_hw(pair.source)).longest
+        if result.source_window is not None and result.target_window is not None:
+            own *= result.target_window.box.longest / result.source_window.box.longest
+        return max(own, 1.0)
+
+
+def _confidence(result: MatchResult) -> Scores:
+    assert result.confidence is not None  # the config was checked
+    return result.confidence
+
+
+def _without(boxes: Sequence[Box], image: Image) -> Image:
+    """The picture with its mean colour in the boxes' place."""
+    painted = image.copy()
+    for box in boxes:
+        inside = box.grown(0.05 * box.longest).clipped(image_hw(image))
+        x0, y0, x1, y1 = (round(edge) for edge in inside.xyxy)
+        painted[y0:y1, x0:x1] = image.mean(axis=(0, 1)).astype(np.uint8)
+    return painted
+
+
+def _thumbnail(image: Image) -> npt.NDArray[np.float64]:
+    """A small picture (16, 16, 3) of unit length around its mean: the product of two is their correlation."""
+    cv2 = require_cv2()
+    small = cv2.resize(image, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float64)
+    small -= small.mean()
+    return np.asarray(small / max(float(np.linalg.norm(small)), 1e-9))

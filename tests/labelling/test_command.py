@@ -1,0 +1,237 @@
+"""`kbc transfer`: files out, resumed, alone, and what it says of wrong input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rectangles import BOXES, NAMES, find_red, points_of, write_folder, write_labels
+
+from kbc.cli import main
+from kbc.data.coco import open_coco
+from kbc.labelling import Labeller, Transferred, read_labels
+from kbc.labelling.job import journal_path, label_pictures
+from kbc.labelling.output import coco
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_folder(tmp_path)
+    write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, tuple(f"{i}.png" for i in range(1, 6)))
+    return tmp_path
+
+
+def transferred(folder: Path, *options: str) -> dict:
+    out = folder / "annotations.json"
+    assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet", *options]) == 0
+    return json.loads(out.read_text())
+
+
+def test_coco_out_is_read_by_coco_tools(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = transferred(folder)
+    assert [image["file_name"] for image in data["images"]] == [f"{i}.png" for i in range(6)]
+    assert [one["labelled"] for one in data["annotations"]] == [True] + [False] * 5
+    assert data["categories"] == [
+        {"id": 1, "name": "thing", "supercategory": "thing", "keypoints": list(NAMES), "skeleton": [[1, 2], [3, 4]]}
+    ]
+    own = np.array(data["annotations"][0]["keypoints"]).reshape(-1, 3)
+    np.testing.assert_allclose(own[:, :2], points_of(BOXES[0]))
+    assert data["annotations"][0]["keypoint_scores"] == [1.0] * 5
+    for one in data["annotations"][1:]:
+        assert len(one["keypoint_scores"]) == 5
+        assert 0 <= one["score"] <= 1
+    assert data["info"]["kbc"]["matcher"] == "hog"
+    opened = open_coco(folder)
+    assert len(opened) == 15  # every two of six
+    assert main(["data", "check", str(folder)]) == 0
+    coco_tool = pytest.importorskip("pycocotools.coco")
+    read = coco_tool.COCO(str(folder / "annotations.json"))
+    assert len(read.loadAnns(read.getAnnIds(catIds=[1]))) == 6
+
+
+def test_the_table_has_a_row_for_each_picture(folder: Path) -> None:
+    out = folder / "points.csv"
+    points = " ".join(f"{name}={x},{y}" for name, (x, y) in zip(NAMES, points_of(BOXES[0]).tolist(), strict=True))
+    given = ["transfer", str(folder / "0.png"), str(folder), "--points", points, "--out", str(out), "--quiet"]
+    assert main(given) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert [row["image"] for row in rows] == [f"{i}.png" for i in range(6)]
+    assert float(rows[0]["head_x"]) == points_of(BOXES[0])[0, 0]
+    assert float(rows[0]["head_confidence"]) == 1
+    assert all(0 <= float(row["tail_confidence"]) <= 1 for row in rows)
+
+
+def test_a_bad_picture_is_recorded_and_passed_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "3.png").write_bytes(b"broken")
+    data = transferred(folder)
+    assert [one["file_name"] for one in data["info"]["skipped"]] == ["3.png"]
+    assert [image["file_name"] for image in data["images"]] == [f"{i}.png" for i in (0, 1, 2, 4, 5)]
+    assert "3.png was passed over" in capsys.readouterr().err
+
+
+def test_boxes_of_a_detector_are_kept(folder: Path) -> None:
+    boxes = [{"image_id": 3, "bbox": [30, 30, 60, 50], "category_id": 1}]
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    data = transferred(folder, "--boxes", str(folder / "boxes.json"))
+    found = [one for one in data["annotations"] if not one["labelled"]]
+    assert [(one["image_id"], one["bbox"], one["bbox_kind"]) for one in found] == [(3, [30, 30, 60, 50], "annotated")]
+
+
+class Interrupted(Exception):
+    """In place of a kill."""
+
+
+def test_an_interrupted_job_goes_on_and_gives_the_same_bytes(folder: Path) -> None:
+    labels = read_labels(folder / "labels.json")
+    images = sorted(labels.numbers.values())
+    written: list[str] = []
+    asked: list[int] = []
+
+    def counting(source: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        asked[-1] += 1
+        return find_red(source, target, keypoints)
+
+    def work(stop_after: int | None, out: Path) -> str:
+        asked.append(0)
+
+        def write(results: list[Transferred]) -> None:
+            written.append(json.dumps(coco(results, labels, out)))
+
+        def progress(done: int, total: int) -> None:
+            if done == stop_after:
+                raise Interrupted
+
+        label_pictures(Labeller(labels.exemplars, counting), labels, images, out, write, progress=progress)
+        return written[-1]
+
+    whole = work(None, folder / "a.json")
+    assert not journal_path(folder / "a.json").exists()
+    for stop in (2, 4):
+        with pytest.raises(Interrupted):
+            work(stop, folder / "b.json")
+    with journal_path(folder / "b.json").open("a") as file:
+        file.write('{"image": "half a li')
+    assert work(None, folder / "b.json") == whole
+    assert sum(asked[1:]) == asked[0]  # nothing was done twice
+    assert not journal_path(folder / "b.json").exists()
+
+
+def test_a_journal_of_another_job_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = read_labels(folder / "labels.json")
+    out = folder / "keypoints.json"
+
+    def stop(done: int, total: int) -> None:
+        raise Interrupted
+
+    images = sorted(labels.numbers.values())
+    with pytest.raises(Interrupted):
+        label_pictures(Labeller(labels.exemplars, find_red), labels, images, out, lambda r: None, progress=stop)
+    assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 2
+    assert "another unfinished transfer" in capsys.readouterr().err
+    journal_path(out).write_text("nonsense\n")
+    assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 2
+    assert "journal" in capsys.readouterr().err
+
+
+SLOW = """
+import sys, time
+import kbc.labelling.pipeline as pipeline
+from kbc.cli import main
+done = pipeline.Labeller.__call__
+def slowly(self, image, boxes=None):
+    print("at", image, flush=True)
+    time.sleep({pause})
+    return done(self, image, boxes)
+pipeline.Labeller.__call__ = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def started(folder: Path, out: Path, pause: float) -> subprocess.Popen[str]:
+    command = ["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(pause=pause), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_on_one_output_refuse_clearly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "keypoints.json"
+    first = started(folder, out, 60.0)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline().startswith("at")
+        assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 2
+        assert "one process at a time" in capsys.readouterr().err
+    finally:
+        first.kill()
+        first.wait()
+    assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 0  # the lock died with it
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_the_output_is_the_same(folder: Path) -> None:
+    whole, out = folder / "whole.json", folder / "killed.json"
+    assert main(["transfer", str(folder / "labels.json"), "--out", str(whole), "--quiet"]) == 0
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        job = started(folder, out, 0.2)
+        assert job.stdout is not None
+        job.stdout.readline()
+        time.sleep(rng.uniform(0, 0.6))
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 0
+    assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["{}/labels.json", "--out", "{}/no/k.json"], "--out"),
+        (["{}/labels.json", "--out", "{}/k.txt"], "--out"),
+        (["{}/labels.json", "{}/empty", "--out", "{}/k.json"], "a folder with pictures"),
+        (["{}/labels.json", "{}/0.png", "--out", "{}/k.json"], "not labelled yet"),
+        (["{}/labels.json", "--out", "{}/k.json", "--points", "a=1,2"], "--points"),
+        (["{}/0.png", "{}", "--out", "{}/k.json"], "--points"),
+        (["{}/0.png", "--points", "a=1,2", "--out", "{}/k.json"], "IMAGES"),
+        (["{}/0.png", "{}", "--points", "1,2", "--out", "{}/k.json"], "name=x,y"),
+        (["{}/labels.json", "--out", "{}/k.json", "--min-confidence", "2"], "min_confidence"),
+        (["{}/labels.json", "--out", "{}/k.json", "--exemplars", "0"], "--exemplars"),
+        (["{}/labels.json", "--out", "{}/k.json", "--set", "passes=0"], "how sure"),
+    ],
+)
+def test_wrong_input_is_refused_before_work_starts(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    (folder / "empty").mkdir()
+    assert main(["transfer", *(word.format(folder) for word in given)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "k.json").exists()
+    assert not (folder / "k.json.journal").exists()
+
+
+def test_the_exit_code_tells_when_nothing_could_be_done(folder: Path) -> None:
+    for index in range(1, 6):
+        (folder / f"{index}.png").write_bytes(b"broken")
+    pictures = [str(folder / f"{index}.png") for index in range(1, 6)]
+    assert main(["transfer", str(folder / "labels.json"), *pictures, "--out", str(folder / "k.json"), "--quiet"]) == 1
+
+
+@pytest.mark.parametrize("target", ["{}", "{}/*.png", "{}/list.txt"])
+def test_match_points_to_transfer_for_many_pictures(
+    folder: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    assert main(["match", str(folder / "0.png"), target.format(folder), "--points", "1,2"]) == 2
+    assert "kbc transfer" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""What goes in: COCO labels, pictures, a detector's boxes, named points."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rectangles import BOXES, NAMES, points_of, write_folder, write_labels
+
+from kbc.cli.options import parse_named_points
+from kbc.errors import DataError, InputError
+from kbc.geometry import Box
+from kbc.labelling import Detection, find_images, read_detections, read_labels
+
+
+def test_coco_labels_are_read(tmp_path: Path) -> None:
+    paths = write_folder(tmp_path)
+    labels = read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, ("1.png", "2.png")))
+    assert [str(one.image) for one in labels.exemplars] == [str(paths[0])]
+    one = labels.exemplars[0]
+    assert one.names == NAMES
+    assert one.box is None  # the file has none
+    np.testing.assert_allclose(one.keypoints, points_of(BOXES[0]))
+    assert [(c.id, c.name, c.keypoints, c.skeleton) for c in labels.categories] == [
+        (1, "thing", NAMES, [[1, 2], [3, 4]])
+    ]
+    assert set(labels.labelled) == {paths[0]}
+    assert labels.numbers == dict(enumerate(paths[:3], 1))
+    assert labels.sizes[paths[1]] == (120, 160)
+
+
+def test_hidden_points_are_no_exemplar_but_the_picture_is_labelled(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0], "1.png": BOXES[1]})
+    data = json.loads(path.read_text())
+    data["annotations"][1]["keypoints"][2::3] = [1] * 5
+    path.write_text(json.dumps(data))
+    labels = read_labels(path)
+    assert len(labels.exemplars) == 1
+    assert set(labels.labelled) == {tmp_path / "0.png", tmp_path / "1.png"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"keypoints": []}, "named keypoints"),
+        ({"keypoints": ["a", "a", "b", "c", "d"]}, "'a' twice"),
+        ({"keypoints": ["a", "b"]}, "keypoints"),
+    ],
+)
+def test_labels_that_cannot_be_joined_by_name_are_refused(tmp_path: Path, change: dict, said: str) -> None:
+    write_folder(tmp_path)
+    with pytest.raises(DataError, match=said):
+        read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, **change))
+
+
+def test_labels_without_a_label_or_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="labelled picture"):
+        read_labels(write_labels(tmp_path / "labels.json", {}, ("0.png",)))
+    with pytest.raises(DataError, match="no such file"):
+        read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}))
+
+
+def test_pictures_are_found_in_folders_globs_and_lists(tmp_path: Path) -> None:
+    paths = write_folder(tmp_path / "a")
+    (tmp_path / "a" / "notes.md").write_text("no picture")
+    inner = write_folder(tmp_path / "a" / "b", BOXES[:1])
+    listed = tmp_path / "list.txt"
+    listed.write_text("a/1.png\n\na/0.png\n")
+    assert find_images([tmp_path / "a"]) == paths
+    assert find_images([str(tmp_path / "a" / "**" / "*.png")]) == sorted([*paths, *inner])
+    assert find_images([listed]) == [paths[1], paths[0]]
+    assert find_images([paths[2], tmp_path / "a"]) == [paths[2], *paths[:2], *paths[3:]]
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", tmp_path / "gone.png", "nothing*.png"):
+        with pytest.raises(InputError, match="IMAGES"):
+            find_images([wrong])
+
+
+def test_a_detectors_boxes_are_read_in_both_of_cocos_forms(tmp_path: Path) -> None:
+    paths = write_folder(tmp_path)
+    labels = read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, ("1.png", "2.png")))
+    results = [
+        {"image_id": 2, "bbox": [10, 20, 30, 40], "category_id": 1, "score": 0.9},
+        {"image_id": "2.png", "bbox": [1, 2, 3, 4], "score": 0.5},
+        {"image_id": 2, "bbox": [50, 20, 30, 40], "category_id": 77},
+    ]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(results))
+    wanted = {
+        paths[1]: (Detection(Box(10, 20, 40, 60), "thing"),),
+        paths[2]: (Detection(Box(1, 2, 4, 6)),),
+        paths[3]: (),
+    }
+    assert read_detections(path, paths[1:4], labels) == wanted
+    whole = {
+        "images": [{"id": 9, "file_name": "1.png"}, {"id": 8, "file_name": "sub/2.png"}],
+        "annotations": [{"id": 1, "image_id": 9, "bbox": [10, 20, 30, 40], "category_id": 5}],
+        "categories": [{"id": 5, "name": "thing"}],
+    }
+    path.write_text(json.dumps(whole))
+    assert read_detections(path, paths[1:4], labels)[paths[1]] == wanted[paths[1]]
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ([{"image_id": 2, "bbox": [200, 20, 30, 40]}], "meets the picture"),
+        ([{"image_id": 2, "bbox": [20, 20, 0, 40]}], "bbox of"),
+        ([{"image_id": 99, "bbox": [20, 20, 30, 40]}], "image_id"),
+        ([{"image_id": "other.png", "bbox": [20, 20, 30, 40]}], "none of them"),
+        ([{"image_id": 2, "bbox": [20, 20, 30, 40], "category_id": 4}], "categories thing"),
+    ],
+)
+def test_boxes_that_cannot_be_used_are_refused(tmp_path: Path, seen: list, said: str) -> None:
+    paths = write_folder(tmp_path)
+    labels = read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, ("1.png",)))
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(seen))
+    with pytest.raises(DataError, match=said):
+        read_detections(path, paths[1:], labels)
+
+
+def test_named_points(tmp_path: Path) -> None:
+    wanted = {"nose": (120.0, 80.0), "tail": (134.5, 92.0)}
+    assert parse_named_points("nose=120,80 tail=134.5,92") == wanted
+    assert parse_named_points("nose = 120, 80; tail = 134.5, 92") == wanted
+    path = tmp_path / "p.csv"
+    path.write_text("name,x,y,v\nnose,120,80,2\ntail,134.5,92,1\near,,,0\n")
+    found = parse_named_points(str(path))
+    assert {name: found[name] for name in wanted} == wanted
+    assert np.isnan(found["ear"]).all()
+    path = tmp_path / "p.json"
+    for data in ({"nose": [120, 80], "tail": [134.5, 92, 2]}, {"keypoints": {"nose": [120, 80], "tail": [134.5, 92]}}):
+        path.write_text(json.dumps(data))
+        assert parse_named_points(str(path)) == wanted
+    path.write_text("[[120, 80]]")
+    for wrong in ("120,80 134,92", "nose=120,80 nose=1,2", "nose=120", "", str(path)):
+        with pytest.raises(InputError, match="--points"):
+            parse_named_points(wrong)
+    path = tmp_path / "q.csv"
+    path.write_text("x,y\n1,2\n")
+    with pytest.raises(InputError, match="name"):
+        parse_named_points(str(path))

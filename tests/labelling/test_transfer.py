@@ -1,0 +1,196 @@
+"""Points of labelled pictures in others: by name, by confidence, object by object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rectangles import BOXES, NAMES, find_red, picture, points_of
+
+import kbc
+from kbc.errors import InputError
+from kbc.geometry import Box
+from kbc.labelling import Detection, Exemplar, Labeller, transfer
+from kbc.labelling.combine import Answers, combined, distinct, object_box, objects
+
+EXEMPLAR = Exemplar(picture(BOXES[0]), NAMES, points_of(BOXES[0]))
+
+
+def answers(points: list, confidence: list, size: float = 40.0) -> Answers:
+    return Answers(np.array(points, dtype=float), np.array(confidence, dtype=float), np.full(len(points), size))
+
+
+def test_the_points_lie_where_they_belong_and_are_sure() -> None:
+    targets = [picture(box, seed=9 + i) for i, box in enumerate(BOXES[1:])]
+    for found, box in zip(transfer([EXEMPLAR], targets, find_red), BOXES[1:], strict=True):
+        assert found.size_hw == (120, 160)
+        assert len(found.objects) == 1
+        one = found.objects[0]
+        np.testing.assert_allclose(one.keypoints, points_of(box), atol=1.5)
+        assert (one.confidence > 0.8).all()
+        assert one.names == NAMES
+        assert one.exemplar == 0
+        assert not one.given
+
+
+def test_exemplars_are_joined_by_name_whatever_the_order() -> None:
+    order = [4, 2, 0, 3, 1]
+    other = Exemplar(picture(BOXES[2], seed=2), tuple(NAMES[i] for i in order), points_of(BOXES[2])[order])
+    for exemplars in ([EXEMPLAR, other], [other, EXEMPLAR]):
+        found = next(transfer(exemplars, [picture(BOXES[4], seed=4)], find_red)).objects[0]
+        assert found.names == exemplars[0].names
+        wanted = dict(zip(NAMES, points_of(BOXES[4]), strict=True))
+        np.testing.assert_allclose(found.keypoints, [wanted[name] for name in found.names], atol=1.5)
+
+
+def test_a_point_that_one_exemplar_shows_is_transferred() -> None:
+    points = points_of(BOXES[1])
+    points[0] = np.nan
+    without = Exemplar(picture(BOXES[1], seed=1), NAMES, points)
+    target = picture(BOXES[4], seed=4)
+    alone = next(transfer([without], [target], find_red)).objects[0]
+    assert np.isnan(alone.keypoints[0]).all()
+    assert alone.confidence[0] == 0
+    both = next(transfer([without, EXEMPLAR], [target], find_red)).objects[0]
+    np.testing.assert_allclose(both.keypoints, points_of(BOXES[4]), atol=1.5)
+
+
+def test_categories_are_kept_apart() -> None:
+    other = Exemplar(picture(BOXES[1]), ("a", "b"), points_of(BOXES[1])[:2], "other")
+    labeller = Labeller([EXEMPLAR, other], find_red)
+    assert [(c.id, c.name, c.keypoints) for c in labeller.categories] == [
+        (1, "object", NAMES),
+        (2, "other", ("a", "b")),
+    ]
+    found = labeller(picture(BOXES[3], seed=3)).objects
+    assert len({one.category for one in found}) == len(found)  # at most one of each
+
+
+def test_boxes_give_one_object_each_and_say_so() -> None:
+    first, second = Box(10, 20, 50, 60), Box(90, 40, 140, 90)
+    image = picture(first)
+    x0, y0, x1, y1 = (int(edge) for edge in second.xyxy)
+    image[y0:y1, x0:x1] = (250, 10, 10)
+    boxes = {"p": (Detection(first.grown(4)), Detection(second.grown(4)))}
+    labeller = Labeller([EXEMPLAR], find_red)
+    found = labeller(image, boxes["p"]).objects
+    assert [one.given for one in found] == [True, True]
+    assert [one.box for one in found] == [first.grown(4), second.grown(4)]
+    for one, box in zip(found, (first, second), strict=True):
+        np.testing.assert_allclose(one.keypoints, points_of(box), atol=2.0)
+    assert labeller(image, ()).objects == ()
+
+
+def test_a_herd_is_found_without_boxes() -> None:
+    herd = [Box(10, 15, 50, 55), Box(100, 50, 148, 98)]
+    image = picture(herd[0])
+    image[50:98, 100:148] = (250, 10, 10)
+    found = next(transfer([EXEMPLAR], [image], find_red, instances=2)).objects
+    assert len(found) == 2
+    for one, box in zip(sorted(found, key=lambda o: o.box.x0), herd, strict=True):
+        np.testing.assert_allclose(one.keypoints, points_of(box), atol=2.0)
+    one = next(transfer([EXEMPLAR], [picture(herd[0])], find_red, instances=3)).objects
+    assert len(one) == 1  # a second one is not made up
+
+
+def test_points_that_are_not_sure_enough_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+
+    def guess(source: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        return rng.uniform([0, 0], [target.shape[1], target.shape[0]], keypoints.shape)
+
+    target = picture(BOXES[3])
+    weak = next(transfer([EXEMPLAR], [target], guess))
+    assert (weak.objects[0].confidence < 0.5).all()
+    assert next(transfer([EXEMPLAR], [target], guess, min_confidence=0.9)).objects == ()
+    sure = next(transfer([EXEMPLAR], [target], find_red, min_confidence=0.5)).objects
+    assert np.isfinite(sure[0].keypoints).all()
+
+
+def test_a_broken_picture_has_an_error_and_the_others_go_on(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    found = list(transfer([EXEMPLAR], [broken, picture(BOXES[2])], find_red))
+    assert "broken.png" in found[0].error
+    assert found[0].objects == ()
+    assert not found[1].error
+    assert len(found[1].objects) == 1
+
+
+def test_exemplars_are_encoded_once() -> None:
+    matcher = kbc.load_matcher("hog")
+    exemplar = Exemplar(picture(BOXES[0]), NAMES, points_of(BOXES[0]))
+    counts = []
+    for result in transfer([exemplar], [picture(box, seed=50 + i) for i, box in enumerate(BOXES[:3])], matcher):
+        assert not result.error
+        counts.append(matcher.encoded)
+    new = np.diff(counts)
+    assert (new <= 2).all()  # each further target: whole, and a window; never the exemplar again
+
+
+def test_the_likest_exemplars_are_asked_first() -> None:
+    shades = [np.full((120, 160, 3), level, np.uint8) for level in (40, 220)]
+    for image in shades:
+        image[:, :80] //= 2
+        image[30:62, 20:60] = (250, 10, 10)
+    upside = shades[1][:, ::-1].copy()
+    exemplars = [Exemplar(image, NAMES, points_of(BOXES[0])) for image in (upside, shades[0])]
+    found = next(transfer(exemplars, [shades[1]], find_red, ask=1)).objects[0]
+    assert found.exemplar == 1
+
+
+def test_wrong_arguments_are_refused_before_the_first_picture() -> None:
+    for wrong in ({"instances": 0}, {"ask": 0}, {"min_confidence": 1.5}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            transfer([EXEMPLAR], [], find_red, **wrong)
+    with pytest.raises(InputError, match="exemplars"):
+        transfer([], [], find_red)
+    for options in ({"passes": 0}, {"localizer": "predicted"}):
+        with pytest.raises(InputError, match="how sure"):
+            transfer([EXEMPLAR], [], kbc.wrap(find_red, **options))
+    with pytest.raises(InputError, match="keypoints"):
+        transfer([Exemplar(picture(BOXES[0]), ("a",), [[5000, 5]])], [], find_red)
+    with pytest.raises(InputError, match="names"):
+        Exemplar(picture(BOXES[0]), ("a", "a"), [[1, 2], [3, 4]])
+    with pytest.raises(InputError, match="names"):
+        Exemplar(picture(BOXES[0]), (), [[1, 2], [3, 4]])
+    with pytest.raises(InputError, match="visible"):
+        Exemplar(picture(BOXES[0]), ("a",), [[np.nan, 2]])
+
+
+def test_answers_meet_where_most_confidence_lies() -> None:
+    said = answers([[[10, 10], [50, 50]], [[11, 10], [51, 50]], [[30, 40], [50, 51]]], [[0.6, 0.9]] * 3)
+    points, confidence, size = combined(said, np.array([0, 1, 2]))
+    np.testing.assert_allclose(points, [[10.5, 10], [50.33, 50.33]], atol=0.05)
+    assert size == 40
+    assert confidence[0] < confidence[1]
+    assert confidence[1] > 0.9  # three agree
+
+
+def test_one_exemplar_stays_as_it_is() -> None:
+    said = answers([[[10, 10], [np.nan, np.nan]]], [[0.3, np.nan]])
+    points, confidence, _ = combined(said, np.array([0]))
+    np.testing.assert_array_equal(points[0], [10, 10])
+    assert np.isnan(points[1]).all()
+    np.testing.assert_allclose(confidence, [0.3, 0.0], atol=1e-6)
+
+
+def test_objects_are_told_apart_by_their_boxes() -> None:
+    square = np.array([[0, 0], [40, 0], [40, 40], [0, 40]], float)
+    said = answers([square, square + 200, square + 3, square * np.nan], [[0.5] * 4, [0.8] * 4, [0.5] * 4, [0.5] * 4])
+    assert [group.tolist() for group in objects(said)] == [[0, 2], [1]]
+
+
+def test_the_box_of_few_points_is_as_large_as_the_object() -> None:
+    assert object_box(np.array([[10.0, 10.0]]), 20) == Box(0.5, 0.5, 20.5, 20.5)
+    assert object_box(np.array([[np.nan, 10.0]]), 20) is None
+    flat = object_box(np.array([[0.0, 10.0], [40.0, 10.0]]), 40)
+    assert flat is not None
+    assert (flat.width, flat.height) == (40, 4)
+
+
+def test_non_maximum_suppression_keeps_the_surest() -> None:
+    boxes = [Box(0, 0, 10, 10), Box(2, 0, 12, 10), Box(50, 0, 60, 10), Box(90, 0, 99, 9)]
+    assert distinct(boxes, [0.4, 0.5, 0.1, 0.9], 2) == [3, 1]
+    assert distinct(boxes, [0.4, 0.5, 0.1, 0.9], 9) == [3, 1, 2]
