@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -316,25 +315,6 @@ class Window:
             part = cv2.resize(part, (width, height), interpolation=grow)
         return np.ascontiguousarray(part[:, ::-1] if self.mirrored else part, dtype=np.uint8)
 
-    def cut_tensor(self, image: torch.Tensor, enlarge: Enlarge = CUBIC) -> torch.Tensor:
-        """`cut` for a tensor (…, H, W), float in [0, 1], on its own device; differentiable. Equal to `cut`.
-
-        Raises:
-            InputError: the window does not lie inside this image, or the tensor is not floating.
-        """
-        if not image.is_floating_point():
-            raise InputError(must_be("image", "a floating tensor in [0, 1]", f"dtype {image.dtype}"))
-        self._check((image.shape[-2], image.shape[-1]), enlarge)
-        x0, y0, x1, y1 = (int(edge) for edge in self.box.xyxy)
-        part = image[..., y0:y1, x0:x1]
-        part = part.flip(-1) if self.mirrored else part
-        height, width = self.size_hw
-        if part.shape[-2] != height:
-            part = _like(_resampling(part.shape[-2], height, enlarge), part) @ part
-        if part.shape[-1] != width:
-            part = part @ _like(_resampling(part.shape[-1], width, enlarge), part).mT
-        return part.clamp(0.0, 1.0)  # cubic overshoots at edges; uint8 saturates there
-
     def _check(self, image_hw: tuple[int, int], enlarge: Enlarge) -> None:
         if enlarge not in (CUBIC, LINEAR):
             raise InputError(must_be("enlarge", "'cubic' or 'linear'", repr(enlarge)))
@@ -379,33 +359,3 @@ def _like(values: object, points: Any) -> Any:
 
     dtype = points.dtype if points.is_floating_point() else torch.get_default_dtype()
     return torch.tensor(values, dtype=dtype, device=points.device)
-
-
-@lru_cache(maxsize=16)  # a matrix of a large picture takes megabytes
-def _resampling(length: int, new: int, enlarge: str) -> npt.NDArray[np.float64]:
-    """The (new, length) matrix that resamples one axis as `cv2.resize` does: area, cubic (a = −0.75) or linear."""
-    matrix = np.zeros((new, length))
-    ratio = length / new
-    rows = np.arange(new)
-    if new < length:
-        low, high = rows * ratio, (rows + 1) * ratio
-        columns = np.arange(length)
-        overlap = np.minimum(high[:, None], columns + 1) - np.maximum(low[:, None], columns)
-        matrix = np.clip(overlap, 0.0, None) / ratio
-    else:
-        at = (rows + 0.5) * ratio - 0.5
-        base = np.floor(at).astype(int)
-        reach = (-1, 0, 1, 2) if enlarge == CUBIC else (0, 1)
-        for step in reach:
-            weight = _cubic(at - base - step) if enlarge == CUBIC else 1 - np.abs(at - base - step)
-            np.add.at(matrix, (rows, np.clip(base + step, 0, length - 1)), weight)
-    matrix.setflags(write=False)
-    return matrix
-
-
-def _cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Keys' cubic kernel with a = −0.75, OpenCV's choice."""
-    a, d = -0.75, np.abs(distance)
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
