@@ -63,6 +63,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--threshold", choices=("auto", "bbox", "bbox-kp", "img", "bbox-kp-padded"), default="auto")
     how.add_argument("--frame", default="original", help="original (default), or HxW for the stretched frame")
     how.add_argument("--exclusive", action="store_true", help="< instead of <=")
+    how.add_argument(
+        "--instance", choices=("own", "any"), default="own",
+        help="any: a point may lie on any object of the kind in the target picture; by default a further column",
+    )  # fmt: skip
     out = parser.add_argument_group("where")
     out.add_argument("--out", default="runs/eval", help="folder; a run in it is taken up again (default runs/eval)")
     out.add_argument("--jobs", type=int, default=1, help="processes on this machine (default 1)")
@@ -134,7 +138,8 @@ def protocol_for(args: argparse.Namespace, source: Source, dataset: Dataset) -> 
         threshold = "img"
     elif any(record.bbox_kind == "keypoint-extent" or record.target_box is None for record in dataset.records):
         threshold = "bbox-kp"
-    return Protocol(tuple(_floats("--alpha", args.alpha)), threshold, _frame(args.frame), not args.exclusive)
+    alphas = tuple(_floats("--alpha", args.alpha))
+    return Protocol(alphas, threshold, _frame(args.frame), not args.exclusive, args.instance)
 
 
 def _sources(args: argparse.Namespace) -> list[Source]:

@@ -134,6 +134,9 @@ class CocoReader:
         self.categories = {category.id: category for category in data.categories}
         self.annotations = {annotation.id: annotation for annotation in data.annotations}
         self.instances = Counter(annotation.image_id for annotation in data.annotations)
+        self.by_kind: dict[tuple[int, int], list[int]] = {}  # image and category → annotation ids
+        for annotation in self.annotations.values():
+            self.by_kind.setdefault((annotation.image_id, annotation.category_id), []).append(annotation.id)
         if len(self.annotations) < len(data.annotations):
             problems.add("annotations", f"{len(data.annotations) - len(self.annotations)} annotation ids occur twice")
         self._sides: dict[int, tuple[Path, Points, Box | None, BoxKind]] = {}
@@ -215,4 +218,16 @@ class CocoReader:
                 "source_instances": self.instances[a.image_id],
                 "target_instances": self.instances[b.image_id],
             },
+            others=self._others(b, len(points)),
         )
+
+    def _others(self, annotation: CocoAnnotation, count: int) -> tuple[Points, ...]:
+        """The points of the other objects of its category in its picture; broken ones cost no pair."""
+        found = []
+        for number in self.by_kind[annotation.image_id, annotation.category_id]:
+            if number != annotation.id:
+                try:
+                    found.append(self.side(number)[1])
+                except DataError as error:
+                    self.problems.add("annotations", error)
+        return tuple(points for points in found if len(points) == count and not np.isnan(points).all())

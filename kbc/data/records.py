@@ -42,6 +42,8 @@ class PairRecord:
         source_box, target_box: the objects, pixel edges, or None.
         bbox_kind: where the boxes come from.
         category: the class of the object.
+        others: (N, 2) each, the same points on further objects of the category in the target picture, NaN where not
+            annotated: what the protocol "any instance" accepts as well.
         fields: what else the data set says of the pair (difficulty flags, number of instances, …), JSON-ready.
     """
 
@@ -55,12 +57,14 @@ class PairRecord:
     bbox_kind: BoxKind = "annotated"
     category: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
+    others: tuple[Points, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.keypoints.shape != self.target_keypoints.shape:
-            raise DataError(
-                must_be("target_keypoints", f"of shape {self.keypoints.shape}", self.target_keypoints.shape)
-            )
+        for name, points in (("target_keypoints", self.target_keypoints), *(("others", o) for o in self.others)):
+            if self.keypoints.shape != points.shape:
+                raise DataError(must_be(name, f"of shape {self.keypoints.shape}", points.shape))
+        for other in self.others:
+            other.setflags(write=False)
         both = defined(self.keypoints) & defined(self.target_keypoints)
         for name in ("keypoints", "target_keypoints"):
             points = np.where(both[:, None], getattr(self, name), np.nan)
@@ -70,7 +74,7 @@ class PairRecord:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Points that were pickled or copied are read-only again."""
         self.__dict__.update(state)
-        for points in (self.keypoints, self.target_keypoints):
+        for points in (self.keypoints, self.target_keypoints, *self.others):
             points.setflags(write=False)
 
 
@@ -208,6 +212,7 @@ class Dataset(Sequence[PairRecord]):
             boxes = [None if box is None else box.xyxy for box in (record.source_box, record.target_box)]
             points = [record.keypoints.tolist(), record.target_keypoints.tolist()]
             said = [record.id, str(record.source_path), str(record.target_path), record.bbox_kind, record.category]
+            said += [other.tolist() for other in record.others]
             content.update(repr([said, points, boxes, sorted(record.fields.items())]).encode())
         for path in self.images():
             content.update(repr([str(path), file_digest(path)]).encode())

@@ -77,6 +77,7 @@ class _Maker:
             target_keypoints=target.to_image(record.target_keypoints),
             source_box=None if record.source_box is None else source.box_to_image(record.source_box),
             target_box=None if record.target_box is None else target.box_to_image(record.target_box),
+            others=tuple(target.to_image(other) for other in record.others),
             fields={**record.fields, "shrink": self.factor},
         )
 

@@ -101,6 +101,11 @@ def _dataset(report: Report, dataset: DatasetReport) -> str:
             f"In {_percent(share)} % of the pairs the target picture holds several objects of the set, so that only "
             "a run that is given the target's box is asked a question with one answer: read the second table."
         )
+    if any(numbers.any_instance for numbers in dataset.runs.values()):
+        lines.append(
+            "*any instance* is per image where an answer may lie on any object of the kind: what it adds are points on "
+            "the wrong object, what it lacks are wrong places."
+        )
     runs = [run for run in report.runs if run.name in dataset.runs]
     free = [run for run in runs if run.mode != GIVEN]
     told = [run for run in runs if run.mode == GIVEN]
@@ -125,8 +130,10 @@ def _dataset(report: Report, dataset: DatasetReport) -> str:
 def _scores(dataset: DatasetReport, runs: Sequence[RunInfo]) -> list[str]:
     alphas = [f"{alpha:g}" for alpha in dataset.protocol.alphas]
     head = dataset.head
-    heads = ["run", *(f"per image @{alpha}" for alpha in alphas), f"per point @{head}", f"per category @{head}"]
-    heads += ["gain", "p", "better", "worse", "much worse", "mean loss", "calls", "cost", "s / pair"]
+    several = any(dataset.runs[run.name].any_instance for run in runs)
+    heads = ["run", *(f"per image @{alpha}" for alpha in alphas), *[f"any instance @{head}"] * several]
+    heads += [f"per point @{head}", f"per category @{head}", "gain", "p", "better", "worse", "much worse"]
+    heads += ["mean loss", "calls", "cost", "s / pair"]
     body = []
     for run in runs:
         n = dataset.runs[run.name]
@@ -135,6 +142,7 @@ def _scores(dataset: DatasetReport, runs: Sequence[RunInfo]) -> list[str]:
         ]
         failed = f" ({n.matcher_failures} failed)" if n.matcher_failures else ""
         cells = [f"{run.matcher} · {_column(run)}{failed}", *shares]
+        cells += [_percent((n.any_instance or n.per_image)[head])] * several
         cells += [_percent(n.per_point[head]), _percent(n.per_category[head])]
         if c := n.comparison:
             cells += [f"{_signed(c.gain)} ({_range(c.interval, signed=True)})", f"{c.p:.3f}"]

@@ -30,6 +30,7 @@ class Outcome:
         index: place of the pair in the data set, so that a report does not depend on who finished first.
         category: the object's class.
         predicted, truth: N points in the target's own pixels; None where undefined.
+        others: N points each on further objects of the kind in the target, see `PairRecord.others`.
         box: the target's annotated box, xyxy pixel edges, or None.
         size_hw: (height, width) of the target.
         instances: how many objects of the set the target picture holds; more than one makes the pair ambiguous for a
@@ -51,6 +52,7 @@ class Outcome:
     category: str = ""
     predicted: tuple[Row, ...] = ()
     truth: tuple[Row, ...] = ()
+    others: tuple[tuple[Row, ...], ...] = ()
     box: Edges | None = None
     size_hw: tuple[int, int] = (0, 0)
     instances: int = 1
@@ -96,7 +98,8 @@ class Outcome:
 
     def correct(self, protocol: Protocol) -> Any:
         """(M, A) as `kbc.evaluation.correct` gives it."""
-        return correct(points(self.predicted), points(self.truth), self.size_hw, self.target_box, protocol)
+        others = [points(other) for other in self.others]
+        return correct(points(self.predicted), points(self.truth), self.size_hw, self.target_box, protocol, others)
 
     def to_json(self) -> str:
         """One line, without its end. Floats are written so that they read back the same."""

@@ -8,7 +8,7 @@ all of them and prints itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -32,6 +32,14 @@ Threshold: TypeAlias = Literal["bbox", "bbox-kp", "img", "bbox-kp-padded"]
 Frame: TypeAlias = Literal["original"] | tuple[int, int]
 """Where distances and reference lengths are measured: the target's own pixels, or the target stretched to (H, W)."""
 
+Instance: TypeAlias = Literal["own", "any"]
+"""Where the target shows several objects of the kind: whether a point must be on the annotated one, or may be on any.
+
+"any" separates a wrong object from a wrong place: a point is right within the threshold (of the annotated object's own
+reference length) of that point on any object of the category in the picture. Our choice; not comparable with figures
+of others.
+"""
+
 _PAD = -1.0
 
 
@@ -44,12 +52,14 @@ class Protocol:
         threshold: the reference length, see `Threshold`.
         frame: "original" or (H, W), see `Frame`. Stretching makes the tolerated disc an ellipse in the photo.
         inclusive: `<=` (CHM, DIFT) or `<` (GeoAware-SC).
+        instance: "own" or "any", see `Instance`.
     """
 
     alphas: tuple[float, ...] = (0.05, 0.1, 0.15)
     threshold: Threshold = "bbox"
     frame: Frame = "original"
     inclusive: bool = True
+    instance: Instance = "own"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
@@ -57,6 +67,8 @@ class Protocol:
             raise InputError(must_be("alphas", "positive numbers", self.alphas))
         if self.threshold not in get_args(Threshold):
             raise InputError(must_be("threshold", f"one of {', '.join(get_args(Threshold))}", repr(self.threshold)))
+        if self.instance not in get_args(Instance):
+            raise InputError(must_be("instance", f"one of {', '.join(get_args(Instance))}", repr(self.instance)))
         if self.frame != "original":
             frame = tuple(self.frame)
             if len(frame) != 2 or not all(isinstance(side, int) and side > 0 for side in frame):
@@ -73,11 +85,13 @@ class Protocol:
         frame = "original" if self.frame == "original" else f"resized({self.frame[0]},{self.frame[1]})"
         sign = "<=" if self.inclusive else "<"
         alphas = ", ".join(f"{alpha:g}" for alpha in self.alphas)
-        return f"PCK@α, α = {alphas}; distance {sign} α × {self.threshold} ({length}); frame {frame}"
+        text = f"PCK@α, α = {alphas}; distance {sign} α × {self.threshold} ({length}); frame {frame}"
+        return text + ("; on any instance" if self.instance == "any" else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {**asdict(self), "alphas": list(self.alphas), "text": str(self)}
+        """JSON-ready; `instance` is left out where it is "own", as most protocols have it."""
+        held = {**asdict(self), "alphas": list(self.alphas), "text": str(self)}
+        return held if self.instance == "any" else {key: value for key, value in held.items() if key != "instance"}
 
 
 def reference_length(protocol: Protocol, truth: Points, size_hw: tuple[int, int], box: Box | None = None) -> float:
@@ -113,6 +127,7 @@ def correct(
     size_hw: tuple[int, int],
     box: Box | None = None,
     protocol: Protocol | None = None,
+    others: Sequence[Points] = (),
 ) -> npt.NDArray[np.bool_]:
     """Which points are right, for each α.
 
@@ -122,6 +137,7 @@ def correct(
         size_hw: (height, width) of the target image.
         box: the target's annotated box, pixel edges; needed for threshold "bbox".
         protocol: default `Protocol()`.
+        others: (N, 2) each, the same points on other objects of the kind; only a protocol of any instance reads them.
 
     Returns:
         (M, A) for the M defined true points and A alphas.
@@ -137,7 +153,10 @@ def correct(
     if not counted.any():
         return np.zeros((0, len(protocol.alphas)), dtype=bool)
     window = _frame_window(protocol, size_hw)
-    distance = np.hypot(*(window.to_window(found[counted]) - window.to_window(true[counted])).T)
+    accepted = [true, *others] if protocol.instance == "any" else [true]
+    places = np.stack([window.to_window(one[counted]) for one in accepted])  # (instances, M, 2)
+    off = np.hypot(*np.moveaxis(window.to_window(found[counted]) - places, -1, 0))
+    distance = np.fmin.reduce(off)  # NaN where there is no answer; an instance without the point is passed over
     tolerated = np.array(protocol.alphas) * reference_length(protocol, true, size_hw, box)
     with np.errstate(invalid="ignore"):
         near = distance[:, None] <= tolerated if protocol.inclusive else distance[:, None] < tolerated

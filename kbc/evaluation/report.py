@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from kbc.data import Dataset
 from kbc.evaluation.outcomes import Outcome
-from kbc.evaluation.pck import PCK, Protocol
+from kbc.evaluation.pck import PCK, PCKResult, Protocol
 from kbc.evaluation.plan import Plan, complete
 from kbc.evaluation.stats import bootstrap, sign_flip_test
 
@@ -74,6 +74,7 @@ class RunReport:
         categories: name → its mean over pairs.
         interval: of `per_image` at the headline α.
         data_failures, matcher_failures: pairs that counted for nobody, and pairs that counted as wrong.
+        any_instance: `per_image` by the protocol "any instance"; only for sets in which it may differ.
         calls, cost, seconds, fine: means over the pairs, see `Outcome`.
         against: the bare run that `comparison` is with; none for that run itself.
         by_size: by the box's longest side over the image's side.
@@ -93,6 +94,7 @@ class RunReport:
     cost: float | None
     seconds: float | None
     fine: float | None
+    any_instance: Shares | None = None
     against: str | None = None
     comparison: Comparison | None = None
     by_size: tuple[SizeBin, ...] = ()
@@ -225,11 +227,9 @@ def pair_scores(outcomes: Iterable[Outcome], protocol: Protocol) -> dict[str, fl
 
 def run_report(outcomes: Sequence[Outcome], protocol: Protocol) -> RunReport:
     """One run over one data set by itself: neither compared nor by size."""
-    metric = PCK(protocol)
     counted = [outcome for outcome in outcomes if outcome.counts]
-    for o in counted:
-        metric.merge({"protocol": protocol.to_dict(), "rows": [_row(o, protocol)]})
-    result = metric.compute()
+    result = _measured(counted, protocol)
+    several = protocol.instance == "own" and any(outcome.others for outcome in counted)
     scores = list(pair_scores(counted, protocol).values())
     return RunReport(
         pairs=result.pairs,
@@ -245,7 +245,15 @@ def run_report(outcomes: Sequence[Outcome], protocol: Protocol) -> RunReport:
         cost=_mean(o.cost for o in counted),
         seconds=_mean(o.seconds for o in counted),
         fine=_mean(o.fine for o in counted),
+        any_instance=_keyed(_measured(counted, replace(protocol, instance="any")).per_image) if several else None,
     )
+
+
+def _measured(counted: Sequence[Outcome], protocol: Protocol) -> PCKResult:
+    """All averages of outcomes that count."""
+    metric = PCK(protocol)
+    metric.merge({"protocol": protocol.to_dict(), "rows": [_row(outcome, protocol) for outcome in counted]})
+    return metric.compute()
 
 
 def comparison(plain: Sequence[Outcome], other: Sequence[Outcome], protocol: Protocol) -> Comparison:

@@ -70,6 +70,7 @@ def _outcome(dataset: str, run: str, index: int, record: PairRecord) -> Outcome:
         index=index,
         category=record.category,
         truth=rows(record.target_keypoints),
+        others=tuple(map(rows, record.others)),
         box=None if record.target_box is None else record.target_box.xyxy,
         instances=int(record.fields.get("target_instances", 1)),
     )

@@ -132,6 +132,8 @@ def test_coco_with_a_pairs_file(tmp_path: Path) -> None:
     assert dataset[0].target_box == Box(14, 18, 50, 48)
     assert [record.fields["target_instances"] for record in dataset] == [1, 1, 3, 1]
     assert defined(open_dataset("coco", tmp_path, occluded=True)[0].keypoints).all()
+    assert [len(record.others) for record in dataset] == [0, 0, 1, 0]  # the sheep on that picture is no cow
+    assert dataset[2].others[0].tolist() == [[25, 20], [55, 25], [30, 44]]  # the fifth cow
 
 
 def test_coco_forms_pairs_within_a_category_and_never_within_a_picture(tmp_path: Path) -> None:

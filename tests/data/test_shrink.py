@@ -30,6 +30,9 @@ def test_the_photo_lies_unchanged_where_the_points_say(tmp_path: Path, factor: f
         assert after.target_box.x0 - before.target_box.x0 == x
         assert after.target_box.width == before.target_box.width
         assert after.fields["shrink"] == factor
+        assert len(after.others) == len(before.others)
+        for far, near in zip(after.others, before.others, strict=True):
+            assert np.allclose(far - near, shift[0])
 
 
 def test_same_seed_same_images_whatever_the_pair_or_process(tmp_path: Path) -> None:

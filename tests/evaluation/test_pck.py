@@ -201,11 +201,25 @@ def test_measures_of_different_protocols_do_not_merge() -> None:
         {"threshold": "box"},
         {"frame": (0, 5)},
         {"frame": (5,)},
+        {"instance": "every"},
     ],
 )
 def test_nonsense_protocols(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
         Protocol(**wrong)
+
+
+def test_on_any_instance_each_point_may_lie_on_any_object() -> None:
+    own = np.array([[10.0, 10.0], [30.0, 10.0], [20.0, 30.0]])
+    other = np.array([[60.0, 60.0], [80.0, 60.0], [np.nan, np.nan]])
+    found = np.array([[60.5, 60.0], [30.0, 10.5], [70.0, 80.0]])  # the other's, its own, where nothing is known
+    strict = Protocol((0.1,), "bbox-kp")  # 2 px of the own points' extent
+    assert correct(found, own, (100, 100), protocol=strict, others=[other])[:, 0].tolist() == [False, True, False]
+    free = Protocol((0.1,), "bbox-kp", instance="any")
+    assert correct(found, own, (100, 100), protocol=free, others=[other])[:, 0].tolist() == [True, True, False]
+    nothing = np.full((3, 2), np.nan)
+    assert not correct(nothing, own, (100, 100), protocol=free, others=[other]).any()
+    assert str(free) == f"{strict}; on any instance"
 
 
 def test_what_is_missing_is_said() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def test_the_comparison_by_hand() -> None:
     assert found.interval[0] < found.gain < found.interval[1]
 
 
+def test_the_column_any_instance_stands_where_there_are_others() -> None:
+    far = tuple((x, y + 50) for x, y in ((10.0, 10.0), (11.0, 10.0)))  # where `outcome` puts wrong points
+    held = [outcome(0, [True, False], others=(far,)), outcome(1, [False, False])]
+    found = run_report(held, PROTOCOL)
+    assert found.per_image["0.1"] == pytest.approx(0.25)
+    assert found.any_instance is not None
+    assert found.any_instance["0.1"] == pytest.approx(0.5)
+    assert run_report(PLAIN, PROTOCOL).any_instance is None
+    chosen = run_report(held, Protocol((0.05, 0.1), "bbox", instance="any"))
+    assert (chosen.per_image["0.1"], chosen.any_instance) == (pytest.approx(0.5), None)
+
+
 def test_a_fall_of_exactly_ten_points_is_not_much_worse() -> None:
     before, after = [outcome(0, [True] * 10)], [outcome(0, [True] * 9 + [False])]
     found = comparison(before, after, PROTOCOL)
@@ -112,7 +125,8 @@ def test_the_markdown_carries_protocol_gain_and_price(root: Path) -> None:
         for group in (PLAIN, BETTER, told)
         for i, o in enumerate(group)
     ]
-    report = build(made, datasets, held, {name: PROTOCOL}, "kbc eval --x")
+    beside = replace(held[0], others=(held[0].predicted,))
+    report = build(made, datasets, [beside, *held[1:]], {name: PROTOCOL}, "kbc eval --x")
     assert name in json.dumps(report.to_dict(), allow_nan=False)
     assert report.with_alias("--x", "--x") == report  # read back from its own text, nothing is lost
     text = render(report)
@@ -129,6 +143,7 @@ def test_the_markdown_carries_protocol_gain_and_price(root: Path) -> None:
         "With the target's box given",
         "By object size",
         "In 50.0 % of the pairs",
+        "any instance @0.1",
     ):
         assert word in text, word
     rows = [line for line in text.splitlines() if line.startswith("| cows")]
