@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import kbc
-from kbc.cli.train import change
+from kbc.cli.options import key_values
 from kbc.data.coco import open_coco
 from kbc.data.scenes.render import scene_pair
 from kbc.evaluation.pck import Protocol, correct
@@ -108,13 +108,13 @@ def main() -> None:
     parser.add_argument("--matcher", default="kbcnet")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the matcher")
     parser.add_argument("--untrained", metavar="RECIPE", help="a KBCNet as its training starts, instead of --matcher")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe's field")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe's field")
     parser.add_argument("--budget", default="balanced", help="of KBC (default balanced)")
     parser.add_argument("--plain", action="store_true", help="without KBC only")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    options, changes = (dict(change(text) for text in texts) for texts in (args.option, args.set))
+    options, changes = key_values(args.option), key_values(args.set, "--set")
     matcher: Any
     if args.untrained:
         matcher = untrained(args.untrained, changes, **options)

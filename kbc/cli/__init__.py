@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import re
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol, cast
+from typing import Protocol, cast
 
 from kbc import __version__
-from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
+from kbc.cli.text import Parser
+from kbc.cli.text import fitted as fitted
+from kbc.cli.text import two_columns as two_columns
+from kbc.errors import KBCError, MissingDependencyError
 
 FAILED, WRONG_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 
@@ -179,49 +179,6 @@ def command_parser(name: str, module: CommandModule) -> argparse.ArgumentParser:
 
 def _exit_codes() -> str:
     return "exit codes:\n" + two_columns(list(EXIT_CODES.items()), 2)
-
-
-def fitted(text: str, indent: int = 0, hanging: int | None = None) -> str:
-    """A paragraph broken at the terminal's width, indented; its further lines by `hanging` when that is given."""
-    first, others = " " * indent, " " * (indent if hanging is None else hanging)
-    wrap = textwrap.TextWrapper(max(shutil.get_terminal_size().columns, 40), first, others)
-    wrap.break_long_words = wrap.break_on_hyphens = False
-    return wrap.fill(text)
-
-
-def two_columns(rows: Sequence[tuple[str, str]], indent: int = 0) -> str:
-    """Names on the left, what is said of each on the right, broken at the terminal's width."""
-    second = indent + 2 + max((len(name) for name, _ in rows), default=0)
-    return "\n".join(fitted(name.ljust(second - indent) + text, indent, second).rstrip() for name, text in rows)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that complains as the rest of kbc does: what it must be, what was received, what to do."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse found as an `InputError`."""
-        raise InputError(f"{self._reworded(message)}; see `{self.prog} --help`")
-
-    def _reworded(self, message: str) -> str:
-        from kbc.errors import nearest
-
-        if found := re.search(r"^argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
-            argument, received, known = found.groups()
-            choices = [choice.strip(" '") for choice in known.split(",")]
-            hint = nearest(received, choices)
-            near = hint if hint.startswith("did you mean") else ""
-            return must_be(argument, f"one of {', '.join(choices)}", repr(received), near)
-        if found := re.search(r"^argument (\S+): invalid (int|float) value: (.*)", message):
-            return must_be(found[1], "a whole number" if found[2] == "int" else "a number", found[3])
-        if found := re.search(r"^argument (\S+): expected (one|at least one) argument", message):
-            hint = f"a value that begins with - is given as {found[1].split('/')[-1]}=-5,10"
-            return must_be(found[1], "followed by a value", "none", hint)
-        if found := re.search(r"^the following arguments are required: (.*)", message):
-            return must_be(found[1], "given", "nothing")
-        if found := re.search(r"^unrecognized arguments: (.*)", message):
-            hint = nearest(found[1].split()[0], self._option_string_actions)
-            return must_be("OPTION", f"one that {self.prog} has", repr(found[1]), hint)
-        return message
 
 
 def _complain(error: object, code: int) -> int:

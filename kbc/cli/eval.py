@@ -7,14 +7,12 @@ import os
 import shlex
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from kbc.cli import fitted
 from kbc.cli.options import key_values
-from kbc.cli.progress import progress_bar
 from kbc.data import KINDS, Dataset
 from kbc.errors import DataError, InputError, MissingDependencyError, counted, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
@@ -23,8 +21,9 @@ from kbc.evaluation.plan import OFF, Plan, Run, Source, complete, parse_shard
 from kbc.evaluation.report import DatasetReport, Report, build
 from kbc.evaluation.runner import execute, execute_jobs, execute_torchrun, torchrun_rank
 from kbc.files import write_json, written_whole
+from kbc.progress import progress_bar
 
-HELP = "measure matchers with and without KBC, and report whether it helps"
+HELP = "Measure matchers with and without KBC on data sets, and report whether it helps, by how much and at what price."
 
 SUITE_LIMIT = 16
 LOCALIZERS = "predicted,best,given"
@@ -32,7 +31,7 @@ _SHRINKS = (1.0, 2.0, 3.0, 5.0)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The options of `kbc eval`."""
+    """Add the arguments of `kbc eval`."""
     data = parser.add_argument_group("what on")
     data.add_argument("--data", choices=list(KINDS), help="kind of data set")
     data.add_argument("--root", help="its folder, in the official layout")
@@ -78,7 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked; 0 when the report could be made, 1 when every pair failed."""
+    """Match, and write the report; 1 when every pair failed."""
     plan = make_plan(args)
     datasets = plan.open()
     if not any(map(len, datasets)):
@@ -98,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         outcomes = gathered
     else:
         shard = parse_shard(args.shard) if args.shard else (0, 1)
-        with nullcontext() if args.quiet else progress_bar() as progress:
+        with progress_bar(wanted=not args.quiet) as progress:
             if args.jobs > 1:
                 execute_jobs(plan, folder, datasets, args.jobs, strict=args.strict, progress=progress)
             else:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
+from kbc.cli.options import key_values
 from kbc.errors import InputError, must_be
 
-HELP = "train KBCNet from a recipe; a run that was interrupted goes on where its last checkpoint stands"
+HELP = "Train KBCNet from a recipe; a run that was interrupted goes on where its last checkpoint stands."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The options of `kbc train`."""
+    """Add the arguments of `kbc train`."""
     parser.add_argument("model", choices=("kbcnet",), help="what to train")
     parser.add_argument("--config", default="kbcnet-tiny", help="a recipe's JSON file, or kbcnet-tiny, kbcnet-resnet18")
     parser.add_argument("--out", help="folder for checkpoints and logs (default runs/<name of the recipe>)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field, e.g. model.csfa=false"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a field of the recipe, e.g. model.csfa=false; may be repeated",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1; under torchrun: cuda or cpu")
     parser.add_argument("--threads", type=int, help="CPU threads of the training process (default: torch's own choice)")
@@ -31,16 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; 0 when the checkpoint is written."""
+    """Train, and print where the checkpoint is."""
     import torch
 
     from kbc.kbcnet.training.recipe import read_recipe
     from kbc.kbcnet.training.trainer import Options, train
 
-    recipe = read_recipe(args.config, dict(change(text) for text in args.set))
+    recipe = read_recipe(args.config, key_values(args.set, "--set"))
     if args.threads is not None:
         if args.threads < 1:
-            raise InputError(must_be("threads", "at least 1", args.threads))
+            raise InputError(must_be("--threads", "at least 1", args.threads))
         torch.set_num_threads(args.threads)
     options = Options(
         Path(args.out or f"runs/{recipe.name}"),
@@ -54,18 +57,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(train(recipe, options))
     return 0
-
-
-def change(text: str) -> tuple[str, Any]:
-    """FIELD=VALUE as (field, value); the value is JSON, or a plain string.
-
-    Raises:
-        InputError: no "=".
-    """
-    field, equals, value = text.partition("=")
-    if not equals or not field:
-        raise InputError(must_be("set", "FIELD=VALUE", repr(text)))
-    try:
-        return field, json.loads(value)
-    except ValueError:
-        return field, value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from kbc.cli.options import (
     parse_box,
     parse_named_points,
 )
-from kbc.cli.progress import progress_bar
 from kbc.errors import InputError, counted, must_be
 from kbc.files import output_file, write_json, written_whole
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
@@ -26,6 +24,7 @@ from kbc.labelling.job import label_pictures
 from kbc.labelling.labels import label_picture
 from kbc.labelling.output import coco, table
 from kbc.labelling.pipeline import ASK
+from kbc.progress import progress_bar
 
 HELP = (
     "Carry the points of labelled pictures over to other pictures, each with the probability that it is right. "
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     matcher = wrap(load_matcher(args.matcher, **options), **config)
     labeller = Labeller(labels.exemplars, matcher, args.instances, args.exemplars, args.min_confidence)
     made_by = {"matcher": args.matcher, "options": options, "config": config}
-    with nullcontext() if args.quiet else progress_bar("picture") as bar:
+    with progress_bar("picture", not args.quiet) as bar:
         results = label_pictures(
             labeller,
             labels,
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
             partial(_write, labels=labels, out=out, kind=kind, provenance=_provenance(args, made_by, labels)),
             boxes=boxes,
             settings=made_by,
-            progress=None if bar is None else lambda done, total: bar(done, total, ""),
+            progress=lambda done, total: bar(done, total, ""),
         )
     failed = [one for one in results if one.error]
     for one in failed:

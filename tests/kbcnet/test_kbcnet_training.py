@@ -406,5 +406,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     written = Path(capsys.readouterr().out.strip())
     assert json.loads(written.with_suffix(".json").read_text())["model"]["csfa"] is False
     assert not any(name.startswith("csfa") for name in load_safetensors(written))
-    with pytest.raises(InputError, match="FIELD=VALUE"):
+    with pytest.raises(InputError, match="KEY=VALUE"):
         command.run(parser.parse_args([*arguments, "--set", "steps"]))

@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a progress bar, `log.csv`, and TensorBoard's files when asked for."""
+"""What a run keeps of its figures: `log.csv`, and TensorBoard's files when asked for."""
 
 from __future__ import annotations
 
@@ -8,23 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kbc.errors import MissingDependencyError
-
-
-def progress_bar(steps: range, wanted: bool, unit: str = "step") -> Any:
-    """The range with a bar around it, where one is wanted and tqdm is installed."""
-    if not wanted:
-        return steps
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return steps
-    return tqdm(steps, initial=steps.start, total=steps.stop, unit=unit, dynamic_ncols=True)
-
-
-def show(bar: Any, values: dict[str, float]) -> None:
-    """Figures at the end of the bar."""
-    if hasattr(bar, "set_postfix"):
-        bar.set_postfix({name: f"{value:.2f}" for name, value in values.items() if not math.isnan(value)})
 
 
 class Log:

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from kbc.kbcnet.backbone import normalised
 from kbc.kbcnet.checkpoint import backbone_digest
 from kbc.kbcnet.model import Network
-from kbc.kbcnet.training.logs import progress_bar
 from kbc.kbcnet.training.recipe import Recipe
+from kbc.progress import progress_bar
 from kbc.weights import load_safetensors, save_safetensors
 
 _SIDES = ("source", "target")
@@ -39,11 +39,13 @@ class FeaturePool:
             return cls(load_safetensors(path))
         assert recipe.pool is not None  # the caller's condition
         found: dict[str, Tensor] = {}
-        for index in progress_bar(range(recipe.pool), progress, "pair"):
-            for name, value in _features(network, pairs[index]).items():
-                if name not in found:
-                    found[name] = value.new_empty((recipe.pool, *value.shape))
-                found[name][index] = value
+        with progress_bar("pair", progress) as show:
+            for index in range(recipe.pool):
+                for name, value in _features(network, pairs[index]).items():
+                    if name not in found:
+                        found[name] = value.new_empty((recipe.pool, *value.shape))
+                    found[name][index] = value
+                show(index + 1, recipe.pool, "features")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_safetensors(path, found)

@@ -7,6 +7,7 @@ batch, so processes that share a batch evenly average to the gradient of the who
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ from kbc.errors import InputError, KBCError, must_be
 from kbc.files import output_folder
 from kbc.kbcnet.model import Network, rows_at
 from kbc.kbcnet.training.batches import Batch, Mixture, batches, held_out, indices_of, on_device
-from kbc.kbcnet.training.logs import Log, progress_bar, show
+from kbc.kbcnet.training.logs import Log
 from kbc.kbcnet.training.objective import Objective
 from kbc.kbcnet.training.pool import FeaturePool
 from kbc.kbcnet.training.recipe import Recipe
 from kbc.kbcnet.training.state import State, finish, initial_network, learning_rate, read, restore, save
+from kbc.progress import progress_bar
 from kbc.tensors import soft_peak, usable_device
 
 
@@ -166,19 +168,20 @@ def _loop(state: State, mixture: Mixture, options: Options, world: World, last: 
     share = recipe.batch // world.size
     own = slice(world.rank * share, (world.rank + 1) * share)
     steps = range(state.step, end)
-    bar = progress_bar(steps, options.progress and first)
     started = time.monotonic()
     drawn = batches(mixture, pool, [indices_of(recipe, step)[own] for step in steps], options.workers)
-    for batch, _ in zip(drawn, bar, strict=True):
-        values = update(state, objective, on_device(batch, world.device), options.amp)
-        if log is None:
-            continue
-        if validation and state.step % recipe.validate_every == 0:
-            state.pck = validate(state, validation, world.device)
-        log.row(state.step, values | {"pck": state.pck, "seconds": time.monotonic() - started})
-        show(bar, {"loss": values["loss"], "pck": state.pck})
-        if state.step % recipe.save_every == 0 or state.step == end:
-            save(state, last)
+    with progress_bar("step", options.progress and first) as show:
+        for batch in drawn:
+            values = update(state, objective, on_device(batch, world.device), options.amp)
+            if log is None:
+                continue
+            if validation and state.step % recipe.validate_every == 0:
+                state.pck = validate(state, validation, world.device)
+            log.row(state.step, values | {"pck": state.pck, "seconds": time.monotonic() - started})
+            pck = "" if math.isnan(state.pck) else f", pck {state.pck:.1f}"
+            show(state.step, end, f"loss {values['loss']:.2f}{pck}")
+            if state.step % recipe.save_every == 0 or state.step == end:
+                save(state, last)
     if log is not None:
         log.close()
 

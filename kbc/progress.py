@@ -1,4 +1,4 @@
-"""How far a long command is, its rate and the time left."""
+"""How far long work is, its rate and the time left."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 
 
 @contextmanager
-def progress_bar(unit: str = "pair") -> Iterator[Callable[[int, int, str], None]]:
-    """A tqdm bar from the first one on when it is installed, else a line every ten seconds.
+def progress_bar(unit: str = "pair", wanted: bool = True) -> Iterator[Callable[[int, int, str], None]]:
+    """A tqdm bar from the first one on when it is installed, else a line every ten seconds; nothing when not wanted.
 
     What it gives is called with (done, in all, what is running); what was done before the first call has no rate.
     """
+    if not wanted:
+        yield lambda done, total, label: None
+        return
     try:
         from tqdm import tqdm
     except ImportError:
