@@ -20,9 +20,10 @@ from kbc.cli.options import (
 from kbc.errors import InputError, counted, must_be
 from kbc.files import output_file, write_json, written_whole
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
+from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
 from kbc.labelling.job import label_pictures
 from kbc.labelling.labels import label_picture
-from kbc.labelling.output import coco, table
+from kbc.labelling.output import coco, image_base, table
 from kbc.labelling.pipeline import ASK
 from kbc.progress import progress_bar
 
@@ -31,8 +32,10 @@ HELP = (
     "Interrupted, it goes on where it was when it is called again."
 )
 
-FORMATS = {".json": "coco", ".csv": "csv"}
-"""Suffix of the output → its format."""
+FORMATS = {".json": "coco", ".csv": "csv", ".slp": "slp"}
+"""Suffix of the output → its format, where none is named."""
+SUFFIXES = {"coco": ".json", "csv": ".csv", "slp": ".slp", "labelstudio": ".json", "dlc": ".csv"}
+"""Format → the suffix that its readers want."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +45,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "images", metavar="IMAGES", nargs="*",
         help="files, folders, globs or .txt lists of pictures; without any, those that the COCO file names",
     )  # fmt: skip
-    parser.add_argument("--out", required=True, metavar="FILE", help="what to write: .json (COCO) or .csv")
-    parser.add_argument("--format", choices=sorted(FORMATS.values()), help="the output's format, whatever its suffix")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="what to write: .json (COCO), .csv or .slp (SLEAP)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=sorted(SUFFIXES),
+        help="default: by the suffix. CVAT reads coco; dlc is DeepLabCut's CollectedData_kbc.csv",
+    )
     labels = parser.add_argument_group("labels")
     labels.add_argument("--points", help="the points of LABELS, where it is a picture: see below")
     labels.add_argument("--source-box", metavar="X0,Y0,X1,Y1", help="where their object is, pixel edges")
@@ -73,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     out = output_file(args.out, "--out")
     kind = args.format or FORMATS.get(out.suffix.lower())
     if kind is None:
-        raise InputError(must_be("--out", "a .json or .csv file", repr(args.out), "or give --format"))
+        raise InputError(must_be("--out", f"a file named {', '.join(FORMATS)}", repr(args.out), "or give --format"))
+    if out.suffix.lower() != SUFFIXES[kind]:
+        raise InputError(must_be("--out", f"a {SUFFIXES[kind]} file for format {kind}", repr(args.out)))
     labels = _labels(args)
     images = find_images(args.images) if args.images else sorted(labels.numbers.values())
     todo = sum(image not in labels.labelled for image in images)
@@ -86,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     boxes = read_detections(Path(args.boxes), images, labels) if args.boxes else None
     if boxes is not None and args.instances != 1:
         raise InputError(must_be("--instances", "not given together with --boxes", args.instances))
+    if kind in ("dlc", "slp", "labelstudio"):
+        refuse_what_cannot_be_held(kind, labels, args.instances > 1 or boxes is not None)
     options, config = key_values(args.option), kbc_options(args)
     matcher = wrap(load_matcher(args.matcher, **options), **config)
     labeller = Labeller(labels.exemplars, matcher, args.instances, args.exemplars, args.min_confidence)
@@ -151,9 +164,15 @@ def _write(results: list[Transferred], *, labels: Labels, out: Path, kind: str, 
     document = coco(results, labels, out, provenance)
     if kind == "coco":
         write_json(document, out, "--out")
-        return
-    with written_whole(out, "--out") as file:
-        file.write(table(document).encode())
+    elif kind in ("csv", "dlc"):
+        text = table(document) if kind == "csv" else deeplabcut(document, out.absolute().parent.name)
+        with written_whole(out, "--out") as file:
+            file.write(text.encode())
+    else:
+        base = image_base(out, [Path(str(one.image)) for one in results])
+        part = out.with_name(f".{out.stem}.part{out.suffix}")
+        (write_sleap if kind == "slp" else write_label_studio)(document, base, part)
+        part.replace(out)
 
 
 def _summary(results: list[Transferred], labels: Labels, out: Path) -> str:

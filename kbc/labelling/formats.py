@@ -1,0 +1,155 @@
+"""Other tools' files: SLEAP and Label Studio through sleap-io, DeepLabCut's table by ourselves.
+
+Each is made of the COCO document of `kbc.labelling.output.coco`. CVAT reads that document itself, as "COCO Keypoints".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbc.errors import InputError, MissingDependencyError, must_be
+from kbc.labelling.labels import Labels
+
+SCORER = "kbc"
+"""Whom DeepLabCut names as the one who labelled."""
+
+
+def require_sleap_io() -> Any:
+    """The `sleap_io` module, or an error that says which line to run."""
+    try:
+        import sleap_io
+    except ImportError as error:
+        message = f'SLEAP and Label Studio files need sleap-io ({error}); run: pip install "kbc[formats]"'
+        raise MissingDependencyError(message) from error
+    return sleap_io
+
+
+def refuse_what_cannot_be_held(kind: str, labels: Labels, several: bool) -> None:
+    """Say before the work what a format has no place for.
+
+    Args:
+        kind: "dlc", "slp" or "labelstudio".
+        several: whether a picture may hold several objects.
+
+    Raises:
+        InputError: DeepLabCut's table with several objects a picture or several categories.
+        MissingDependencyError: sleap-io is needed and not installed.
+    """
+    if kind != "dlc":
+        require_sleap_io()
+        return
+    several = several or any(len(found) > 1 for found in labels.labelled.values())
+    if several or len(labels.categories) > 1:
+        expected = "one that holds several objects a picture and several categories"
+        raise InputError(must_be("--format", expected, "'dlc'", "take coco, csv, slp or labelstudio"))
+
+
+def deeplabcut(document: Mapping[str, Any], folder: str) -> str:
+    """A COCO document as DeepLabCut's table of labels, `CollectedData_kbc.csv`, one animal.
+
+    It has no place for confidence, boxes and joined points. The pictures belong into `labeled-data/<folder>` of the
+    project, the table beside them; `deeplabcut.convertcsv2h5` makes the .h5 of it.
+
+    Args:
+        folder: name of the folder below `labeled-data`.
+    """
+    (category,) = document["categories"]
+    names = category["keypoints"]
+    found = {one["image_id"]: one for one in document["annotations"]}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["scorer", "", "", *[SCORER] * (2 * len(names))])
+    writer.writerow(["bodyparts", "", "", *(name for name in names for _ in "xy")])
+    writer.writerow(["coords", "", "", *("x", "y") * len(names)])
+    for image in document["images"]:
+        triples = _triples(found[image["id"]]) if image["id"] in found else np.zeros((len(names), 3))
+        cells = [cell for x, y, v in triples.tolist() for cell in ((x, y) if v else ("", ""))]
+        writer.writerow(["labeled-data", folder, Path(image["file_name"]).name, *cells])
+    return text.getvalue()
+
+
+def write_sleap(document: Mapping[str, Any], base: Path, path: Path) -> None:
+    """Write a COCO document as SLEAP's .slp: labels as user's instances, transferred points as predicted ones.
+
+    Pictures of one size are one video. Confidence is kept with each point and instance; boxes are not.
+
+    Args:
+        base: the folder that the document's file names start from.
+    """
+    sizes: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for image in document["images"]:
+        sizes.setdefault((image["height"], image["width"]), []).append(image)
+    labels = _sleap_labels(document, base, list(sizes.values()))
+    require_sleap_io().save_slp(labels, str(path), verbose=False)
+
+
+def write_label_studio(document: Mapping[str, Any], base: Path, path: Path) -> None:
+    """Write a COCO document as Label Studio's JSON: a task for each picture that has an object.
+
+    Points that are not there, confidence and joined points have no place in it. `data.image` is the picture's file
+    name: serve the folder, or put its address before the names, as Label Studio's local storage wants it.
+
+    Args:
+        base: the folder that the document's file names start from.
+    """
+    labels = _sleap_labels(document, base, [[image] for image in document["images"]])
+    require_sleap_io().save_labelstudio(labels, str(path))
+    names = {str(base / image["file_name"]): image["file_name"] for image in document["images"]}
+    tasks = json.loads(path.read_text(encoding="utf-8"))
+    for task in tasks:
+        video = task["meta"]["video"]["filename"]
+        task["data"] = {"image": names[video[0] if isinstance(video, list) else video]}
+    path.write_text(json.dumps(tasks, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sleap_labels(document: Mapping[str, Any], base: Path, videos: list[list[Mapping[str, Any]]]) -> Any:
+    """sleap-io's `Labels` of a COCO document, whose pictures are the frames of these videos."""
+    sleap = require_sleap_io()
+    skeletons = {
+        one["id"]: sleap.Skeleton(
+            nodes=one["keypoints"],
+            edges=_edges(one),
+            name=one["name"],
+        )
+        for one in document["categories"]
+    }
+    objects: dict[int, list[Any]] = {}
+    for one in document["annotations"]:
+        objects.setdefault(one["image_id"], []).append(_instance(sleap, one, skeletons[one["category_id"]]))
+    frames, opened = [], []
+    for images in videos:
+        video = sleap.Video.from_filename([str(base / image["file_name"]) for image in images])
+        opened.append(video)
+        for number, image in enumerate(images):
+            if image["id"] in objects:
+                frames.append(sleap.LabeledFrame(video=video, frame_idx=number, instances=objects[image["id"]]))
+    return sleap.Labels(frames, videos=opened, skeletons=list(skeletons.values()))
+
+
+def _instance(sleap: Any, one: Mapping[str, Any], skeleton: Any) -> Any:
+    triples = _triples(one)
+    points = np.where(triples[:, 2:] > 0, triples[:, :2], np.nan)
+    if one["labelled"]:
+        return sleap.Instance.from_numpy(points, skeleton=skeleton)
+    scores = np.array(one["keypoint_scores"])
+    return sleap.PredictedInstance.from_numpy(points, skeleton=skeleton, point_scores=scores, score=one["score"])
+
+
+def _edges(category: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The names of the joined points; what is not a pair of points in `skeleton` is passed over."""
+    names = category["keypoints"]
+    known = range(1, len(names) + 1)
+    pairs = [one for one in category["skeleton"] if isinstance(one, (list, tuple)) and len(one) == 2]
+    return [(names[a - 1], names[b - 1]) for a, b in pairs if a in known and b in known]
+
+
+def _triples(one: Mapping[str, Any]) -> Any:
+    """(N, 3) x, y, v of an annotation."""
+    return np.array(one["keypoints"], dtype=np.float64).reshape(-1, 3)
