@@ -85,8 +85,9 @@ def load(
     truncate: bool = False,
     device: str | torch.device = "cpu",
 ) -> CATs:
-    """CATs from a checkout and a checkpoint. Depth and widths are read off the checkpoint; upstream's pickled
-    `args.pkl` is not needed and never opened.
+    """CATs from a checkout and a checkpoint.
+
+    Depth and widths are read off the checkpoint; upstream's pickled `args.pkl` is not needed and never opened.
 
     Args:
         checkout: a clone of github.com/SunghwanHong/Cost-Aggregation-transformers (GPL-3.0).

@@ -93,6 +93,7 @@ class Stub:
         return Stub(f"{self.__name__}.{attribute}", **self._known)
 
     def __call__(self, *args: object, **options: object) -> Any:
+        """Refuse, by name."""
         raise MatcherError(
             f"upstream calls {self.__name__}, which kbc_adapters replaced by a stub; use the commit that "
             "examples/results/adapters.md names"
@@ -358,9 +359,11 @@ def _replaced(module: ModuleType, **attributes: object) -> ModuleType:
 
 @contextmanager
 def process_kept() -> Iterator[None]:
-    """Put back what a checkout's code changed of the process: working directory, environment, `sys.path`, warning
-    filters, signal handlers; the random states of Python, NumPy and torch's CPU; torch's default dtype, gradient mode,
-    number of threads, deterministic algorithms, matrix precision and cuDNN switches.
+    """Put back what a checkout's code changed of the process.
+
+    That is working directory, environment, `sys.path`, warning filters, signal handlers; the random states of Python,
+    NumPy and torch's CPU; torch's default dtype, gradient mode, number of threads, deterministic algorithms, matrix
+    precision and cuDNN switches.
     """
     before = [get() for get, _ in _PROCESS]
     try:

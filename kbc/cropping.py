@@ -54,8 +54,9 @@ def window_around(box: Box, size_hw: SizeHW, matcher_hw: SizeHW | None, config: 
 
 
 def windowed(pair: Pair, source: Window, target: Window, config: KBCConfig) -> Pair:
-    """The pair as seen through two windows, its points in the windows' pixels, undefined where a source point is not
-    seen; without its boxes.
+    """The pair as seen through two windows, without its boxes.
+
+    Its points are in the windows' pixels, undefined where a source point is not seen.
     """
     seen = source.shows(pair.keypoints)[:, None]
     return Pair(

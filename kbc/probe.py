@@ -92,8 +92,10 @@ class PairState:
         return self.usable & (few | (np.arange(len(self.points)) < len(self.known)))
 
     def box_of(self, points: Points) -> Box | None:
-        """The object's box in the target, whose framing points (F, 2) lie here: as much larger than their own box as
-        the object's box in the source is than theirs there, so that both windows show equally much.
+        """The object's box in the target, whose framing points (F, 2) lie here.
+
+        It is as much larger than their own box as the object's box in the source is than theirs there, so that both
+        windows show equally much.
         """
         box = Box.around(points)
         if box is None:

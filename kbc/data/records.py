@@ -266,7 +266,6 @@ def sized(sizes: Mapping[Path, tuple[int, int]]) -> Callable[[Path], Image]:
     Args:
         sizes: path → (height, width) in pixels, as annotated; a path that is not there may have any size.
     """
-
     return partial(_open_sized, sizes)
 
 

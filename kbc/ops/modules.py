@@ -84,6 +84,7 @@ class CenterPivotConv4d(nn.Module):
         return Layer(self.weight_a, self.weight_b, self.bias, self.stride, self.padding, self.activation, self.backend)
 
     def extra_repr(self) -> str:
+        """What `repr` shows within the brackets."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         return f"{text}, padding={self.padding!r}, bias={self.bias is not None}, activation={self.activation!r}"
 

@@ -21,7 +21,7 @@ def open_scenes(
     category: str | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> Dataset:
-    """`count` drawn pairs with the seeds `seed`, `seed + 1`, …
+    """`count` drawn pairs with the seeds `seed`, `seed + 1` and so on.
 
     Args:
         count: number of pairs.

@@ -36,8 +36,10 @@ class Mixture(Dataset[dict[str, Tensor]]):
         return (Mixture, self._made_from)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Pair `index`: source and target (3, S, S) uint8; keypoints and truth (K, 2) float32, NaN where undefined;
-        parts (K,) int64, which named point of `names` each is, −1 where it has no name.
+        """Pair `index`.
+
+        Source and target (3, S, S) uint8; keypoints and truth (K, 2) float32, NaN where undefined; parts (K,) int64,
+        which named point of `names` each is, −1 where it has no name.
         """
         at = 0
         sources = self.sources[index >= self.first_late]

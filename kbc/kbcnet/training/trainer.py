@@ -36,8 +36,9 @@ class TrainingError(KBCError, RuntimeError):
 
 @dataclass(frozen=True)
 class Options:
-    """What a run may choose beside the recipe. Of these only `device`, `amp` and `compile` change the weights: other
-    arithmetic rounds otherwise, bfloat16 most of all.
+    """What a run may choose beside the recipe.
+
+    Of these only `device`, `amp` and `compile` change the weights: other arithmetic rounds otherwise, bfloat16 most.
 
     Attributes:
         out: folder of the checkpoints and logs.
@@ -82,7 +83,7 @@ def train(recipe: Recipe, options: Options, environment: dict[str, str] | None =
     environment = dict(os.environ) if environment is None else environment
     if isinstance(options.workers, bool) or not isinstance(options.workers, int) or options.workers < 0:
         raise InputError(must_be("workers", "a whole number, not negative", repr(options.workers)))
-    with _processes(options.device) as world:
+    with _Processes(options.device) as world:
         return run(recipe, options, environment, world)
 
 
@@ -99,7 +100,7 @@ class World(NamedTuple):
     device: torch.device
 
 
-class _processes:
+class _Processes:
     """Joins the process group that torchrun announces, or none."""
 
     def __init__(self, device: str) -> None:
