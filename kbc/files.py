@@ -1,8 +1,11 @@
-"""Paths as users give them, and output files that are there whole or not at all."""
+"""Paths as users give them, one door for every text file that is read, and output files that are there whole or not."""
 
 from __future__ import annotations
 
+import codecs
+import csv
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -11,9 +14,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
-from kbc.errors import InputError, must_be
+from pydantic_core import from_json
+
+from kbc.errors import DataError, InputError, must_be
 
 
 def as_path(path: object, argument: str) -> Path:
@@ -26,6 +31,85 @@ def as_path(path: object, argument: str) -> Path:
         return Path(path).expanduser()  # type: ignore[arg-type]
     except (TypeError, RuntimeError) as error:  # no path at all; a home that is not known
         raise InputError(must_be(argument, "a path", repr(path))) from error
+
+
+MAX_BYTES = 512 * 2**20
+"""Bytes that a file of annotations, pairs or points may have; COCO's largest official one has 470 million."""
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of at most `most` bytes.
+
+    Raises:
+        DataError: the file is missing, no regular one (a pipe or a device, which may never end), too large, or cannot
+            be read.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+            raise DataError(f"{path}: must be a regular file, received {kind}; write its content into a file first")
+        if status.st_size > most:
+            raise DataError(f"{path}: must have at most {most:,} bytes, received {status.st_size:,}")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if len(content) > most:  # it has grown meanwhile, or its size is not told (/proc)
+        raise DataError(f"{path}: must have at most {most:,} bytes, received more")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A text file, decoded once: UTF-8, with or without a byte-order mark, or UTF-16 with one.
+
+    Raises:
+        DataError: as `read_bytes`, or in another encoding.
+    """
+    content = read_bytes(path)
+    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        received = (
+            f"byte 0x{content[error.start]:02X} at {error.start}" if error.start < len(content) else "half a sign"
+        )
+        raise DataError(f"{path}: must be text in UTF-8, received {received}; save it again as UTF-8") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file as plain data.
+
+    Raises:
+        DataError: as `read_text`, or empty, not JSON, nested more than 200 deep, or with a number of thousands of
+            digits.
+    """
+    text = read_text(path)
+    if not text.strip():
+        raise DataError(f"{path}: must be a JSON file, received an empty one")
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise DataError(f"{path}: must be JSON, received what cannot be read as such ({error})") from error
+
+
+def read_table(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV file and the lines they end in, fields stripped, blank rows left out.
+
+    Fields are separated by commas; by `;` or tabs where the first line has no comma.
+
+    Raises:
+        DataError: as `read_text`, or a field of more than 131,072 characters.
+    """
+    text = read_text(path)
+    first = text.lstrip().partition("\n")[0]
+    separator = next((sign for sign in (",", ";", "\t") if sign in first), ",")
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        stripped = [(rows.line_num, [field.strip() for field in row]) for row in rows]
+    except csv.Error as error:
+        raise DataError(f"{path}: must be a CSV file, received what cannot be read as such ({error})") from error
+    return [(line, row) for line, row in stripped if any(row) or len(row) > 1]
 
 
 def output_file(path: str | os.PathLike[str], argument: str = "path") -> Path:

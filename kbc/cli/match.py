@@ -5,21 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kbc.cli import two_columns
-from kbc.cli.options import (
-    POINTS_HELP,
-    add_kbc_options,
-    add_matcher_options,
-    kbc_options,
-    key_values,
-    parse_box,
-    parse_points,
-)
+from kbc.cli.options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box
+from kbc.cli.points import POINTS_HELP, NamedPoints, parse_points
 from kbc.errors import InputError, must_be
 from kbc.files import output_file, write_json
 from kbc.geometry import Box, defined
@@ -75,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Match, and print a table or JSON."""
     one_picture(args.target)
-    points = parse_points(args.points)
+    given = parse_points(args.points)
     source_box, target_box = (parse_box(getattr(args, f"{s}_box"), f"--{s}-box") for s in ("source", "target"))
     options, settings = key_values(args.option), kbc_options(args)
     if args.no_kbc and settings:
@@ -86,17 +80,17 @@ def run(args: argparse.Namespace) -> int:
         from kbc import viz
 
         viz.picture_file(args.plot, "--plot")
-    pair = Pair(args.source, args.target, points, source_box, target_box)
+    pair = Pair(args.source, args.target, given.points, source_box, target_box)
     result = match(pair, args.matcher, options, None if args.no_kbc else settings)
     if args.plot:
         title = describe(result, args.matcher)
         full = viz.draw_answer(pair, result, title=title)["kbc"] if isinstance(result, MatchResult) else None
         viz.save(full or viz.draw_match(pair, result, title=title), args.plot)
     if args.json:
-        write_json({"matcher": args.matcher, "source": args.source, "target": args.target,
-                    "source_keypoints": rows(points), **as_dict(result)}, args.json, "--json")  # fmt: skip
+        write_json({"matcher": args.matcher, "source": args.source, "target": args.target, **_asked(given),
+                    **as_dict(result)}, args.json, "--json")  # fmt: skip
     if args.json != "-":
-        print(table(pair, result))
+        print(table(pair, result, given.names))
     for note in [*notes(args.source, args.target, pair), *getattr(result, "notes", ())]:
         print(f"note: {note}", file=sys.stderr)
     return 0
@@ -142,6 +136,11 @@ def match(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, An
     return result
 
 
+def _asked(given: NamedPoints) -> dict[str, object]:
+    """The points that were asked for as JSON, with their names where the file has them."""
+    return {"source_keypoints": rows(given.points), **({"names": list(given.names)} if given.names else {})}
+
+
 def rows(points: np.ndarray) -> list[list[float] | None]:
     """Points as JSON: null where undefined."""
     return [None if np.isnan(p).any() else [float(p[0]), float(p[1])] for p in points]
@@ -173,11 +172,13 @@ def explained(kinds: list[Origin], indent: int = 0) -> str:
     return two_columns([(kept, "; ".join(filter(None, (MEANING[kept], NEXT.get(kept))))) for kept in kinds], indent)
 
 
-def table(pair: Pair, result: Match) -> str:
-    """Source points, coarse and final answers as text; what `kept` means beneath."""
+def table(pair: Pair, result: Match, names: Sequence[str] = ()) -> str:
+    """Source points, coarse and final answers as text, numbered or named; what `origin` means beneath."""
     full = isinstance(result, MatchResult)
+    labels = list(names) or [str(i) for i in range(len(pair.keypoints))]
+    width = max(4, *map(len, labels))
     lines = [
-        "   #          source"
+        f"{'#':>{width}}          source"
         + ("          coarse" if full else "")
         + "          answer"
         + ("  origin" if full else "")
@@ -185,7 +186,7 @@ def table(pair: Pair, result: Match) -> str:
     for i, (p, q) in enumerate(zip(pair.keypoints, result.keypoints, strict=True)):
         middle = _shown(result.coarse[i]) if isinstance(result, MatchResult) else ""
         kept = f"  {result.origin[i]}" if isinstance(result, MatchResult) else ""
-        lines.append(f"{i:4d}{_shown(p)}{middle}{_shown(q)}{kept}")
+        lines.append(f"{labels[i]:>{width}}{_shown(p)}{middle}{_shown(q)}{kept}")
     if isinstance(result, MatchResult):
         lines.append(explained([kept for kept in MEANING if kept in result.origin]))
         lines.append(f"calls {result.calls}, cost {result.cost:.1f} plain matches, "

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kbc.cli.options import (
-    NAMED_POINTS_HELP,
     add_kbc_options,
     add_matcher_options,
     kbc_options,
     key_values,
     parse_box,
-    parse_named_points,
 )
+from kbc.cli.points import NAMED_POINTS_HELP, parse_named_points
 from kbc.errors import InputError, counted, must_be
 from kbc.files import output_file, write_json, written_whole
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kbc.cli.match import match, origins, rows
-from kbc.cli.options import add_matcher_options, key_values, parse_box, parse_points
+from kbc.cli.options import add_matcher_options, key_values, parse_box
+from kbc.cli.points import typed_points
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
 from kbc.files import write_json
@@ -176,7 +177,7 @@ def answer(
             raise InputError(must_be(name, "an image", "none", "choose one, or press 'Draw an example'"))
     if not points.strip():
         raise InputError(must_be("points", "at least one point", "none", "click on the source image"))
-    pair = Pair(source or "", target or "", parse_points(points), None, parse_box(box.strip() or None, "target box"))
+    pair = Pair(source or "", target or "", typed_points(points), None, parse_box(box.strip() or None, "target box"))
     options = server.options if matcher == server.matcher else {}
     result = match(pair, matcher, options, {"localizer": localizer, "budget": budget})
     assert isinstance(result, MatchResult)

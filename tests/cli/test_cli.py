@@ -23,7 +23,8 @@ from kbc import cli
 from kbc.cli.completion import SHELLS
 from kbc.cli.match import MEANING, NEXT
 from kbc.cli.matchers import details
-from kbc.cli.options import key_values, parse_box, parse_points
+from kbc.cli.options import key_values, parse_box
+from kbc.cli.points import parse_points, typed_points
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, MatcherError, MissingDependencyError
 from kbc.files import write_json, written_whole
@@ -61,7 +62,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     ],
 )
 def test_points_are_read_from_text(text: str, expected: list[list[float]]) -> None:
-    assert parse_points(text).tolist() == expected
+    assert parse_points(text).points.tolist() == typed_points(text).tolist() == expected
 
 
 @pytest.mark.parametrize("text", ["", "1", "1 2", "1,2,3", "1,2 x", "a,b", "1,2 3"])
@@ -93,32 +94,42 @@ def test_text_that_is_not_points_is_refused(text: str) -> None:
 def test_points_are_read_from_files(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     expected = [[1.0, 2.0], [np.nan, np.nan], [3.5, 4.0]]
-    np.testing.assert_array_equal(parse_points(str(tmp_path / name)), expected)
+    np.testing.assert_array_equal(parse_points(str(tmp_path / name)).points, expected)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.json", "[[1, 2", "a JSON file"),
+        ("p.json", "[[1, 2", r"p\.json: must be JSON"),
         ("p.json", "[]", "a JSON list of points"),
         ("p.json", "[[1, 2, 3]]", r"the entry \[1, 2, 3\]"),
         ("p.json", "[1, 2]", "the entry 1"),
-        ("p.json", '{"boxes": []}', r'"keypoints" or "points", received the keys \[\'boxes\'\]'),
-        ("p.json", '[["a", "b"]]', r"numbers of shape \(N, 2\)"),
+        ("p.json", '{"boxes": []}', r'"keypoints" or "points", .*received the keys \[\'boxes\'\]'),
+        ("p.json", '[["a", "b"]]', "numbers, received the coordinate 'a'"),
         ("p.csv", "", "no rows"),
         ("p.csv", "x,y\n", "no rows"),
         ("p.csv", "1\n2\n", "two columns"),
         ("p.csv", "1,2\n3,four\n", "two columns"),
-        ("p.csv", "id,px,py\n1,2,3\n", "columns named x and y, received the columns id, px, py in"),
-        ("p.csv", "nose,1,2\ntail,3,4\n", "columns named x and y, received the columns nose, 1, 2 in"),
+        ("p.csv", "id,px,py\n1,2,3\n", "one column x and one y, received the columns id, px, py in"),
+        ("p.csv", "nose,1,2\ntail,3,4\n", "one column x and one y, received the columns nose, 1, 2 in"),
         ("p.csv", "0,412,300\n1,460,310\n", "first line that names more, such as id,x,y, received the row '0,412,300'"),
         ("p.csv", "1,2\n3\n", "received the row '3'"),
-        ("p.csv", "name,x,y\nnose, left,1,2\n", "the columns name, x, y, received the row 'nose, left,1,2'"),
+        ("p.csv", "name,x,y\nnose, left,1,2\n", "the columns name, x, y, received the row 'nose,left,1,2'"),
         ("p.csv", "x,y,v\n1,2,0.93\n", r"the entry \[1.0, 2.0, 0.93\] in .*; v is the visibility 0, 1 or 2"),
         ("p.csv", "x,y,v\n1,2,\n", r"the entry \[1.0, 2.0, None\]"),
         ("p.csv", "x,y,v\n1,2,yes\n", "received the row '1,2,yes'"),
-        ("p.json", "", "a JSON file with points, received the empty file"),
+        ("p.json", "", "must be a JSON file, received an empty one"),
         ("p.json", "[1, 2, 2, 3, 4, 2]", "the entry 1 in .*grouped"),
+        ("p.json", "[" * 100_000, "recursion limit"),
+        ("p.json", "[[" + "9" * 5000 + ", 1]]", "out of range"),
+        ("p.json", "[[1" + "0" * 400 + ", 1]]", "numbers, received the coordinate 1000"),
+        ("p.json", "[[true, 1]]", "numbers, received the coordinate True"),
+        ("p.json", "[[1e999, 1]]", "finite"),
+        ("p.json", '{"points": [[1, 2]], "names": ["a", "b"]}', '"names" for its 1 points'),
+        ("p.csv", "x,y,x\n1,2,3\n", "one column x and one y"),
+        ("p.csv", "1," + "2" * 200_000 + "\n", "field larger than field limit"),
+        ("p.csv", "1,\x002\n", "one column x and one y"),
+        ("p.csv", "x;y\n1,5;2,5\n", "received the row '1,5,2,5'"),
         ("p.json", "[[1, 2, 0.93]]", r"the entry \[1, 2, 0.93\] in .*; v is the visibility 0, 1 or 2"),
     ],
 )
@@ -128,8 +139,41 @@ def test_broken_points_files_are_refused(tmp_path: Path, name: str, content: str
         parse_points(str(tmp_path / name))
 
 
+def test_points_files_of_another_encoding(tmp_path: Path) -> None:
+    for name, content in (("p.csv", "name,x,y\nœil,1,2\n"), ("p.json", '{"points": [[1, 2]], "names": ["œil"]}')):
+        (tmp_path / name).write_text(content, encoding="utf-16")
+        assert parse_points(str(tmp_path / name)).names == ("œil",)
+        (tmp_path / name).write_bytes(content.replace("œ", "é").encode("latin-1"))
+        with pytest.raises(InputError, match=r"must be text in UTF-8, received byte 0xE9 at"):
+            parse_points(str(tmp_path / name))
+
+
+def test_points_files_with_semicolons_or_tabs(tmp_path: Path) -> None:
+    for sign in ";\t":
+        (tmp_path / "p.csv").write_text("y,x\n2,1\n".replace(",", sign))
+        assert parse_points(str(tmp_path / "p.csv")).points.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("name", ["p\0.json", "a" * 300 + ".csv", "a" * 5000 + ".json", "pipe.json", "folder.csv"])
+def test_what_is_no_points_file_is_refused_and_never_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(InputError, match=r"`--points` must be .*(cannot be read|a regular file)"):
+        parse_points(str(tmp_path / name))
+
+
+def test_points_keep_their_names(photos: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.csv").write_text("bodypart,y,x\nleft ear,80,100\ntail,90,120\n")
+    given = ("match", photos["a"], photos["b"], "--points", str(tmp_path / "p.csv"), "--no-kbc")
+    assert json.loads(run(capsys, *given, "--json", "-")[1])["names"] == ["left ear", "tail"]
+    lines = run(capsys, *given)[1].splitlines()
+    assert [line[:24] for line in lines[1:3]] == ["left ear   100.0    80.0", "    tail   120.0    90.0"]
+    (tmp_path / "p.json").write_text('{"points": [[100, 80]], "names": ["nose"]}')
+    assert parse_points(str(tmp_path / "p.json")).names == ("nose",)
+
+
 def test_a_points_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(InputError, match="a readable file"):
+    with pytest.raises(InputError, match=r"p\.json: cannot be read \(No such file"):
         parse_points("/nowhere/p.json")
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import kbc
 from kbc import cli
-from kbc.cli.options import parse_points
+from kbc.cli.points import typed_points
 from kbc.cli.ui import COLUMNS, Server, answer, build, draw_example, launch_options
 from kbc.data.scenes.render import ScenePair, scene_pair
 from kbc.errors import InputError, MissingDependencyError
@@ -79,7 +79,7 @@ def test_what_is_missing_is_named(
 def test_an_example_is_on_disk_with_its_points(tmp_path: Path) -> None:
     source, target, points = draw_example(Server(tmp_path), 3)
     assert cv2.imread(source).shape == cv2.imread(target).shape == (480, 640, 3)
-    assert len(parse_points(points)) >= 8
+    assert len(typed_points(points)) >= 8
     assert draw_example(Server(tmp_path), 4)[2] != points
 
 
@@ -165,7 +165,7 @@ def test_clicking_matching_and_reading_the_numbers(
     size = scene.source.image.shape[:2]
     for point in scene.source.keypoints:
         browser.mouse.click(*at(browser, "source", point, size))
-    clicked = parse_points(text_of(browser, "points"))
+    clicked = typed_points(text_of(browser, "points"))
     assert np.abs(clicked - scene.source.keypoints).max() < 1.0  # a screen pixel is more than an image pixel here
     browser.click("#kbc-undo")
     browser.wait_for_function("n => document.querySelector('#kbc-points textarea').value.split(' ').length === n",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rectangles import BOXES, NAMES, points_of, write_folder, write_labels
 
-from kbc.cli.options import parse_named_points
+from kbc.cli.points import parse_named_points
 from kbc.errors import DataError, InputError
 from kbc.geometry import Box
 from kbc.labelling import Detection, find_images, read_detections, read_labels
