@@ -18,6 +18,7 @@ from kbc.localize import LOCALIZERS, Candidate
 from kbc.matchers.function import to_matcher
 from kbc.matchers.protocol import Matcher, matcher_name
 from kbc.probe import PairState, Probe, Request
+from kbc.progress import progress_bar
 from kbc.support import object_box, support_points
 from kbc.tuning import TUNING, Tuning
 from kbc.types import MatchResult, Origin, Pair
@@ -79,7 +80,8 @@ class KBCMatcher:
 
         Args:
             pairs: what to match, in any iterable.
-            progress: called with (done, all) after each batch; True shows a tqdm bar where tqdm is installed.
+            progress: called with (done, all) after each batch; True shows a bar, or lines of
+                text where tqdm is not installed.
 
         Raises:
             InputError: something in `pairs` is not a `Pair`, or has no keypoints.
@@ -95,11 +97,12 @@ class KBCMatcher:
                 raise InputError(must_be("keypoints", "at least one point", "shape (0, 2)"))
             if self.config.localizer == "given" and pair.target_box is None:
                 raise InputError(must_be("target_box", "given in every pair when localizer='given'", None))
-        report = _reporter(progress, len(pairs))
         results: list[MatchResult] = []
-        for start in range(0, len(pairs), self.config.batch_size):
-            results += self._batch(pairs[start : start + self.config.batch_size])
-            report(len(results), len(pairs))
+        with progress_bar("pair", progress is True) as bar:
+            report: Progress = progress if callable(progress) else lambda done, total: bar(done, total, "")
+            for start in range(0, len(pairs), self.config.batch_size):
+                results += self._batch(pairs[start : start + self.config.batch_size])
+                report(len(results), len(pairs))
         return results
 
     def _batch(self, pairs: Sequence[Pair]) -> list[MatchResult]:
@@ -351,22 +354,3 @@ def wrap(
     """
     settings = make_config(config, options)
     return KBCMatcher(matcher.matcher if isinstance(matcher, KBCMatcher) else to_matcher(matcher), settings)
-
-
-def _reporter(progress: Progress | bool | None, total: int) -> Progress:
-    if callable(progress):
-        return progress
-    if not progress:
-        return lambda done, of: None
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return lambda done, of: None
-    bar = tqdm(total=total, unit="pair")
-
-    def update(done: int, of: int) -> None:
-        bar.update(done - bar.n)
-        if done >= of:
-            bar.close()
-
-    return update

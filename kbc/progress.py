@@ -19,7 +19,7 @@ def progress_bar(unit: str = "pair", wanted: bool = True) -> Iterator[Callable[[
         yield lambda done, total, label: None
         return
     try:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
     except ImportError:
         yield _Lines(unit)
         return

@@ -16,6 +16,7 @@ more rows than it gives, its halo, of which those outside the grid are zeros tha
                              │ halo                     │
     Ha ────────────────      └──────────────────────────┘       halo above, with the missing rows: ah,
                                                                 below: Kh − 1 − ah; missing[1] is 0 here
+
 The same holds along Wa, where a window either spans the grid ("grid": zeros are taken beyond it) or brings its halo
 along ("halo": a rectangle cut out of a buffer).
 """
