@@ -15,7 +15,8 @@ from kbc.data import Dataset, PairRecord
 from kbc.errors import InputError, KBCError, must_be
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
 from kbc.evaluation.plan import GIVEN, OFF, AnyMatcher, Plan, Run, written
-from kbc.matchers.protocol import run_matcher
+from kbc.images import image_hw
+from kbc.matchers.protocol import input_hw, run_matcher
 from kbc.types import Match, Pair
 
 _CHUNK = 16
@@ -44,8 +45,7 @@ def evaluate(
     the pair that raises again is a failure of the matcher.
     """
     todo = list(enumerate(dataset.records) if records is None else records)
-    side = getattr(matcher, "input_size", None)
-    input_hw = (side, side) if isinstance(side, int) else None if side is None else (int(side[0]), int(side[1]))
+    seen_hw = input_hw(matcher)
     for start in range(0, len(todo), chunk):
         outcomes: list[Outcome] = []
         loaded: list[tuple[Outcome, Pair]] = []
@@ -56,8 +56,7 @@ def evaluate(
             except (KBCError, OSError) as error:
                 outcomes.append(replace(empty, failure="data", error=str(error)))
                 continue
-            size_hw = (int(pair.target.shape[0]), int(pair.target.shape[1]))
-            loaded.append((replace(empty, size_hw=size_hw, input_hw=input_hw), pair))
+            loaded.append((replace(empty, size_hw=image_hw(pair.target), input_hw=seen_hw), pair))
         outcomes += _matched(matcher, loaded)
         yield sorted(outcomes, key=lambda outcome: outcome.index)
 
