@@ -68,12 +68,21 @@ def load_image(image: ImageLike, argument: str = "image") -> Image:
 def turned(path: str | os.PathLike[str]) -> bool:
     """Whether `load_image` turns this file upright (EXIF), so that its pixels lie elsewhere than in the file.
 
-    Seen by decoding a readable image once more, as OpenCV does it. A TIFF's tag is applied as well, and not seen here.
+    Seen by decoding a readable image once more, as OpenCV does it; False where there is no such file. A TIFF's tag is
+    applied as well, and not seen here.
     """
     cv2 = require_cv2()
-    data = np.fromfile(path, dtype=np.uint8)
-    stored = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return not np.array_equal(stored, cv2.imdecode(data, cv2.IMREAD_COLOR))
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except (OSError, ValueError):  # a drawn scene has no file
+        return False
+    if b"exif" not in data.tobytes().lower():  # JPEG, PNG and WebP write Exif, eXIf and EXIF
+        return False
+    try:
+        stored = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        return not np.array_equal(stored, cv2.imdecode(data, cv2.IMREAD_COLOR))
+    except cv2.error:
+        return False
 
 
 def _from_file(name: str | os.PathLike[str], argument: str) -> Image:

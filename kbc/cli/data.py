@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kbc.cli.options import key_values
 from kbc.data import KINDS, Dataset, open_dataset
+from kbc.data.coco import layouts
 from kbc.errors import DataError, InputError, counted, must_be
 
 HELP = "check a copy of a data set, or print where the official ones come from"
@@ -29,7 +31,8 @@ AP-10K         https://github.com/AlexTheBad/AP-10K   (CC BY 4.0, says its READM
                As correspondence benchmark, with PairAnnotation: https://github.com/Junyi42/GeoAware-SC
                (data/prepare_ap10k.sh names the archive)
 
-Your own data: COCO keypoints JSON as annotations.json, and if you like pairs.json with
+Your own data: COCO keypoints JSON as annotations.json, or as CVAT, Roboflow and COCO itself
+lay it out, and if you like pairs.json with
 {"pairs": [[source annotation id, target annotation id], …]}; see kbc.data.coco.
 """
 
@@ -42,6 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("folder", metavar="DIR", nargs="?", help="the data set's folder")
     check.add_argument("--root", metavar="DIR", help="the same, as in kbc eval")
     check.add_argument("--kind", choices=[kind for kind in KINDS if kind != "scenes"], help="default: by the layout")
+    check.add_argument(
+        "--data-option", action="append", default=[], metavar="KEY=VALUE", help="as in kbc eval, e.g. occluded=true"
+    )
     actions.add_parser("sources", help="where the official data sets come from, and their terms")
 
 
@@ -56,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(given[0])
     kind = args.kind or detect(folder)
     wrong = 0
-    for dataset in _parts(kind, folder):
+    for dataset in _parts(kind, folder, key_values(args.data_option, "--data-option")):
         problems = dataset.check()
         lost = sum(problem.pairs for problem in dataset.problems)
         images = len(dataset.images())
@@ -64,9 +70,21 @@ def run(args: argparse.Namespace) -> int:
         print(f"{dataset.name}: {usable}, {counted(lost, 'pair')} left out")
         for problem in problems:
             print(f"  {problem}")
+        for note in [*dataset.notes, *_turned(dataset)]:
+            print(f"  note: {note}")
         wrong += len(problems)
     print(counted(wrong) if wrong else "nothing wrong")
     return 1 if wrong else 0
+
+
+def _turned(dataset: Dataset) -> list[str]:
+    found = dataset.turned()
+    if not found:
+        return []
+    return [
+        f"{len(found)} of {counted(len(dataset.images()), 'image')} turned by their EXIF tag when opened, e.g. "
+        f"{found[0].name}: points and boxes are read in the turned picture, as OpenCV and browsers show it"
+    ]
 
 
 def detect(folder: Path) -> str:
@@ -77,7 +95,7 @@ def detect(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise DataError(must_be("DIR", "an existing folder", repr(str(folder)), "check the path"))
-    has = [(folder / name).exists() for name in ("PairAnnotation", "Layout", "annotations.json")]
+    has = [(folder / name).exists() for name in ("PairAnnotation", "Layout")]
     if has[0]:
         return "spair" if has[1] else "ap10k"
     if (folder / "JPEGImages").is_dir() or (folder / "PF-dataset-PASCAL").is_dir():
@@ -85,14 +103,14 @@ def detect(folder: Path) -> str:
     names = ("PF-dataset-WILLOW", "PF-dataset", "PF-WILLOW")
     if any((folder / name).is_dir() for name in names) or any(folder.glob("*/*.mat")):
         return "pfwillow"
-    if has[2]:
+    if layouts(folder):
         return "coco"
     known = ", ".join(kind for kind in KINDS if kind != "scenes")
     hint = "name the layout with --kind; `kbc data sources` says where each comes from"
     raise DataError(must_be("DIR", f"a folder in one of the layouts {known}", repr(str(folder)), hint))
 
 
-def _parts(kind: str, folder: Path) -> Iterator[Dataset]:
+def _parts(kind: str, folder: Path, given: dict[str, Any]) -> Iterator[Dataset]:
     """Every split there is; at least one."""
     options: list[dict[str, Any]] = [{}]
     if kind == "spair":
@@ -114,8 +132,10 @@ def _parts(kind: str, folder: Path) -> Iterator[Dataset]:
             )
             for split in _splits(folder / "PairAnnotation", "{}" + tail)
         ]
+    elif kind == "coco" and "annotations" not in given:
+        options = [{"annotations": part} for part in layouts(folder)]
     for chosen in options or [{}]:
-        yield open_dataset(kind, folder, **chosen)
+        yield open_dataset(kind, folder, **{**chosen, **given})
 
 
 def _splits(folder: Path, name: str) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from kbc import files
 from kbc.errors import DataError, InputError, counted, must_be, requirement
 from kbc.files import file_digest
 from kbc.geometry import Box, Points, defined
@@ -28,6 +29,8 @@ Boxes: TypeAlias = Literal["none", "source", "target", "both"]
 """Which boxes `Dataset.load` puts into the pair. A target box is knowledge that a figure has to name."""
 
 CACHE_BYTES = 512 * 2**20
+
+_FAR = 1e9  # px: an edge beyond is no picture's, and differences of such edges overflow
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,7 @@ class PairRecord:
             points = np.where(both[:, None], getattr(self, name), np.nan)
             points.setflags(write=False)
             object.__setattr__(self, name, points)
+            refuse_relative(points, name)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Points that were pickled or copied are read-only again."""
@@ -87,7 +91,8 @@ class Problem:
     pairs: int = 0
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f" ({counted(self.pairs, 'pair')} left out)" if self.pairs else "")
+        text = f"{self.where}: {self.what}" + (f" ({counted(self.pairs, 'pair')} left out)" if self.pairs else "")
+        return text.encode("utf-8", "backslashreplace").decode()  # names on disk may be no text
 
 
 class ImageCache:
@@ -131,6 +136,7 @@ class Dataset(Sequence[PairRecord]):
         problems: what was left out and why.
         open_image: how a record's path becomes RGB uint8 (H, W, 3).
         cache_bytes: how much memory decoded images may hold.
+        notes: what a user should know and is not wrong.
     """
 
     def __init__(
@@ -140,8 +146,10 @@ class Dataset(Sequence[PairRecord]):
         problems: Iterable[Problem] = (),
         open_image: Callable[[Path], Image] = load_image,
         cache_bytes: int = CACHE_BYTES,
+        notes: Iterable[str] = (),
     ) -> None:
         self.name = name
+        self.notes = tuple(notes)
         self.records = tuple(records)
         self.problems = tuple(problems)
         self.image = ImageCache(open_image, cache_bytes)
@@ -158,7 +166,7 @@ class Dataset(Sequence[PairRecord]):
 
     def subset(self, records: Iterable[PairRecord]) -> Dataset:
         """The same data set with other records; images are shared."""
-        other = Dataset(self.name, records, self.problems)
+        other = Dataset(self.name, records, self.problems, notes=self.notes)
         other.image = self.image
         return other
 
@@ -217,6 +225,10 @@ class Dataset(Sequence[PairRecord]):
         for path in self.images():
             content.update(repr([str(path), file_digest(path)]).encode())
         return content.hexdigest()
+
+    def turned(self) -> list[Path]:
+        """The images that their EXIF tag turns when they are opened; points are read in the turned picture."""
+        return [path for path in self.images() if turned(path)]
 
     def check(self) -> list[Problem]:
         """Everything wrong with the set: what reading found, and every image that cannot be decoded.
@@ -296,15 +308,10 @@ def read_json(path: Path, model: type[_M]) -> _M:
     """A JSON file as a checked model.
 
     Raises:
-        DataError: the file is missing, not JSON, or a field is wrong; file and field are named.
+        DataError: the file cannot be read (see `kbc.files.read_json`), or a field is wrong; file and field are named.
     """
     try:
-        content = path.read_bytes()
-        if not content.strip():
-            raise DataError(f"{path}: must be a JSON file, received an empty one")
-        return model.model_validate_json(content)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        return model.model_validate(files.read_json(path))
     except ValidationError as error:
         raise DataError(f"{path}: {explain(error)}") from error
 
@@ -322,14 +329,25 @@ def explain(error: ValidationError) -> str:
 def inside(root: Path, name: str, argument: str = "file name") -> Path:
     """`root / name`, where `name` comes out of an annotation file and may not leave `root`.
 
-    The check is on the text, so that a folder of images may still be a symbolic link.
+    The check is on the text, so that a folder of images may still be a symbolic link. An absolute name is taken when
+    it begins with the root's own path.
 
     Raises:
-        DataError: an absolute name or one that climbs out.
+        DataError: an address, an absolute name elsewhere, or one that climbs out.
     """
+    if "://" in name:
+        hint = "download the pictures and name the files"
+        raise DataError(must_be(argument, f"a path below {str(root)!r}", f"the address {name!r}", hint))
     clean = posixpath.normpath(name.replace("\\", "/"))
+    for whole in (root.absolute(), root.resolve()):
+        clean = clean.removeprefix(f"{whole.as_posix()}/")
     pure = PurePosixPath(clean)
-    if not name or pure.is_absolute() or pure.parts[:1] == ("..",) or (pure.parts and ":" in pure.parts[0][1:2]):
+    if not name or "\0" in name:
+        raise DataError(must_be(argument, f"a path below {str(root)!r}", repr(name)))
+    if pure.is_absolute() or (pure.parts and ":" in pure.parts[0][1:2]):
+        hint = "names start from the root"
+        raise DataError(must_be(argument, f"a path below {str(root)!r}", f"the absolute {name!r}", hint))
+    if pure.parts[:1] == ("..",):
         raise DataError(must_be(argument, f"a path below {str(root)!r}", repr(name), "it would climb out of the root"))
     return root / pure
 
@@ -338,11 +356,26 @@ def existing(path: Path) -> Path:
     """The path, if there is such a file.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or the name is longer than the file system takes.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    raise DataError(f"{path}: no such file")
+
+
+def refuse_relative(points: Points, where: str) -> None:
+    """Refuse points that can only be fractions of their picture's size: two or more, all in [0, 1], not all whole.
+
+    Raises:
+        DataError: they are.
+    """
+    known = points[defined(points)]
+    if len(known) > 1 and known.min() >= 0 and known.max() <= 1 and (known % 1).any():
+        hint = "multiply relative ones by the picture's width and height"
+        raise DataError(must_be(where, "pixels", f"coordinates in [0, 1], e.g. {known[0].tolist()}", hint))
 
 
 def box_xyxy(values: Sequence[float], field: str) -> Box:
@@ -351,10 +384,13 @@ def box_xyxy(values: Sequence[float], field: str) -> Box:
     Raises:
         DataError: not x0 < x1 and y0 < y1; the field is named.
     """
-    x0, y0, x1, y1 = values
-    if not (x0 < x1 and y0 < y1):
+    x0, y0, x1, y1 = (float(value) for value in values)
+    if not (x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < _FAR):
         raise DataError(f"field {field!r} must be a box with x0 < x1 and y0 < y1, received {[x0, y0, x1, y1]}")
-    return Box(float(x0), float(y0), float(x1), float(y1))
+    if min(x0, y0) >= 0 and max(x1, y1) <= 1:
+        hint = "multiply a relative box by the picture's width and height"
+        raise DataError(must_be(f"field {field!r}", "pixels", f"a box in [0, 1]: {[x0, y0, x1, y1]}", hint))
+    return Box(x0, y0, x1, y1)
 
 
 def box_xywh(values: Sequence[float], field: str = "bbox") -> Box:

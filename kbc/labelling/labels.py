@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kbc.data.coco import CocoCategory, CocoFile, CocoReader
-from kbc.data.records import Problems, inside, read_json
+from kbc.data.coco import CocoCategory, CocoReader, read_coco
+from kbc.data.records import Problems, inside
 from kbc.errors import DataError, InputError, counted, must_be
 from kbc.geometry import Box, Points, as_points, defined
 from kbc.images import ImageLike
@@ -107,13 +107,14 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
         DataError: it cannot be read, an annotation is broken, a category with labels names no keypoints or names one
             twice, or nothing is labelled.
     """
-    data = read_json(path, CocoFile)
+    problems = Problems()
+    data = read_coco(path, problems)
     base = _absolute(root or path.parent)
-    reader = CocoReader(base, base, data, False, Problems())
+    reader = CocoReader(base, data, problems)
     exemplars: list[Exemplar] = []
     labelled: dict[Path, list[LabelledObject]] = {}
     for annotation in reader.annotations.values():
-        if not any(annotation.keypoints[2::3]):
+        if not any((annotation.keypoints or ())[2::3]):
             continue
         picture, points, box, kind = reader.side(annotation.id)
         category = reader.categories[annotation.category_id]
@@ -121,7 +122,9 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
             hint = "list them in the category's `keypoints`, in the order of the points"
             raise DataError(must_be(f"category {category.name!r}", "with named keypoints", f"none in {path}", hint))
         box_xywh = annotation.bbox and tuple(annotation.bbox)
-        labelled.setdefault(picture, []).append(LabelledObject(category.name, annotation.keypoints, box_xywh or None))
+        labelled.setdefault(picture, []).append(
+            LabelledObject(category.name, annotation.keypoints or (), box_xywh or None)
+        )
         if defined(points).any():
             try:
                 found = Exemplar(
@@ -130,6 +133,8 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
             except InputError as error:
                 raise DataError(f"{path}, annotation {annotation.id}: {error}") from error
             exemplars.append(found)
+    for problem in problems:
+        raise DataError(f"{path}: {problem}")
     if not exemplars:
         hint = "an annotation needs `keypoints` x, y, v with v = 2 where the point is visible"
         raise DataError(must_be("LABELS", "a COCO file with a labelled picture", f"none in {path}", hint))
@@ -140,7 +145,7 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
         tuple(_category(one) for one in data.categories if one.name in used),
         {picture: tuple(found) for picture, found in labelled.items()},
         numbers,
-        {numbers[i.id]: (i.height, i.width) for i in data.images if i.height and i.width},
+        {numbers[i.id]: i.size_hw for i in data.images if i.size_hw is not None},
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from kbc.data import Dataset, open_dataset, shrink
 from kbc.errors import DataError
+from kbc.geometry import Box
 
 
 def annotation(number: int, **fields: Any) -> Callable[[Path], None]:
@@ -40,12 +43,19 @@ BREAKS: dict[str, tuple[Callable[[Path], None], int, str]] = {
     "a pair naming an absent annotation": (pairs([1, 99]), 4, "annotation 99"),
     "an annotation naming an absent image": (annotation(2, image_id=77), 2, "image 77"),
     "an annotation naming an absent category": (annotation(2, category_id=9), 2, "category 9"),
-    "an absolute path": (rename_to("/etc/passwd"), 2, "climb"),
+    "an absolute path": (rename_to("/etc/passwd"), 2, "absolute"),
+    "an address": (rename_to("https://a.org/2.jpg"), 2, "address"),
+    "a name with a NUL": (rename_to("a\0b.jpg"), 2, "a path below"),
+    "a name that is too long": (rename_to("a" * 300 + ".jpg"), 2, "too long"),
+    "keypoints that are null": (annotation(2, keypoints=None), 2, "received 0"),
+    "a coordinate of 1e308": (annotation(2, keypoints=[1e308, 20, 2, 43, 25, 2, 30, 44, 2]), 2, "infinity"),
+    "relative coordinates": (annotation(2, keypoints=[0.25, 0.3, 2, 0.5, 0.4, 2, 0.6, 0.7, 2]), 2, "relative"),
+    "words for coordinates": (annotation(2, keypoints=["a", 20, 2, 43, 25, 2, 30, 44, 2]), 2, "annotations.1"),
+    "an integer of 400 digits": (annotation(2, keypoints=[10**400, 20, 2, 43, 25, 2, 30, 44, 2]), 2, "annotations.1"),
     "a path that climbs out": (rename_to("images/../../x.jpg"), 2, "climb"),
     "a path that climbs out, as Windows writes it": (rename_to("..\\..\\x.jpg"), 2, "climb"),
-    "a drive": (rename_to("C:/x.jpg"), 2, "climb"),
+    "a drive": (rename_to("C:/x.jpg"), 2, "absolute"),
     "too few numbers": (annotation(2, keypoints=[1, 2, 2]), 2, "keypoints"),
-    "an empty box": (annotation(2, bbox=[1, 1, 0, 5]), 2, "bbox"),
     "a visible point that is null": (annotation(2, keypoints=[None, *NAN[1:]]), 2, "NaN"),
     "no common point": (annotation(2, keypoints=[0] * 9), 2, "common"),
 }
@@ -63,24 +73,163 @@ def test_a_broken_entry_costs_its_pairs_and_is_named(tmp_path: Path, name: str) 
         dataset.require_sound()
 
 
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [None, {}, "x"])
+def test_a_file_without_its_lists_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    layouts.edit_json(layouts.coco(tmp_path) / "annotations.json", lambda c: c.update({key: value}))
+    with pytest.raises(DataError, match=rf"annotations\.json: must be a JSON object with the list '{key}'"):
+        open_dataset("coco", tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("change", "said"),
+    "box",
+    [[], "wide", [1, 1, 0, 5], [1, 1, -3, 5], [1, 2, 3], [1, 1, 1e308, 5], [0.1, 0.1, 0.5, 0.5], [None] * 4, {}],
+    ids=str,
+)
+def test_a_broken_box_costs_no_pair_and_is_replaced_by_the_extent_of_the_points(tmp_path: Path, box: object) -> None:
+    annotation(2, bbox=box)(layouts.coco(tmp_path))
+    dataset = open_dataset("coco", tmp_path)
+    assert [len(dataset), len(dataset.problems)] == [4, 1]
+    assert "annotation 2" in str(dataset.problems[0])
+    assert "the extent of its keypoints is used" in str(dataset.problems[0])
+    assert (dataset[0].target_box, dataset[0].bbox_kind) == (Box(16.5, 20.5, 46.5, 25.5), "keypoint-extent")
+
+
+def test_what_is_no_instance_becomes_a_problem_and_the_rest_is_used(tmp_path: Path) -> None:
+    def add(content: dict[str, Any]) -> None:
+        content["annotations"] += [{"id": 9, "image_id": 1, "caption": "a cow"}, None, 7, {"id": "x"}]
+        content["images"] += [{"id": 99}, []]
+        content["categories"].append({"name": "no id"})
+
+    layouts.edit_json(layouts.coco(tmp_path) / "annotations.json", add)
+    dataset = open_dataset("coco", tmp_path)
+    assert len(dataset) == 4
+    assert len(dataset.problems) == 7
+
+
+def test_nan_in_a_point_that_is_not_visible_is_nothing(tmp_path: Path) -> None:
+    annotation(2, keypoints=[float("nan"), 20, 0, *NAN[3:]])(layouts.coco(tmp_path))
+    dataset = open_dataset("coco", tmp_path)
+    assert (len(dataset), dataset.problems) == (4, ())
+    assert np.isnan(dataset[0].target_keypoints[0]).all()
+    annotation(2, keypoints=NAN)(tmp_path)
+    (found,) = open_dataset("coco", tmp_path).problems
+    assert (found.pairs, "NaN" in str(found)) == (2, True)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_an_id_that_stands_for_two_things_names_neither(tmp_path: Path, key: str) -> None:
+    def change(content: dict[str, Any]) -> None:
+        twin = dict(content[key][0])
+        twin |= {"images": {"file_name": "images/4.jpg"}, "annotations": {"image_id": 4}, "categories": {"name": "ox"}}[
+            key
+        ]
+        content[key] += [twin, dict(content[key][1])]  # the second: said again, which changes nothing
+
+    layouts.edit_json(layouts.coco(tmp_path) / "annotations.json", change)
+    dataset = open_dataset("coco", tmp_path)
+    assert [record.id for record in dataset] == {
+        "images": ["2-3", "3-4"],
+        "annotations": ["2-3", "3-4"],
+        "categories": [],
+    }[key]
+    assert f"{key}: id 1 stands for 2 different {key}" in str(dataset.problems[0])
+    assert sum(problem.pairs for problem in dataset.problems) == 4 - len(dataset)
+
+
+def test_a_pair_that_is_listed_twice_counts_once(tmp_path: Path) -> None:
+    pairs([1, 2])(layouts.coco(tmp_path))
+    dataset = open_dataset("coco", tmp_path)
+    assert len(dataset) == 4
+    assert "pair 1-2 is listed twice (1 pair left out)" in str(dataset.problems[0])
+
+
+def test_placeholders_at_the_origin_are_absent_and_named(tmp_path: Path) -> None:
+    zeros = [0, 0, 2, 43, 25, 2, 30, 44, 2]
+    annotation(2, keypoints=zeros)(layouts.coco(tmp_path))
+    dataset = open_dataset("coco", tmp_path)
+    (found,) = dataset.problems
+    assert "1 visible point at (0, 0) in 1 annotation (first: id 2)" in str(found)
+    with pytest.raises(DataError, match="1 problem"):
+        dataset.require_sound()
+    annotation(2, keypoints=[0, 0, 0, *zeros[3:]])(tmp_path)
+    hidden = open_dataset("coco", tmp_path)
+    assert hidden.problems == ()
+    for one, other in zip(dataset, hidden, strict=True):
+        np.testing.assert_array_equal(one.target_keypoints, other.target_keypoints)
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "options"),
     [
-        (lambda c: c["annotations"][1].update(bbox="wide"), r"annotations\.1\.bbox"),
-        (lambda c: c["annotations"][1].update(keypoints=["a", 1, 2]), r"annotations\.1\.keypoints\.0"),
-        (lambda c: c.pop("images"), "images"),
+        (1, r"those with v = 1 do not count \(v >= 2 does\); --data-option occluded=true", {"occluded": True}),
+        (0.9, r"those with v = 0.9 do not count .*--data-option occluded=0.9", {"occluded": 0.9}),
     ],
 )
-def test_a_wrong_type_names_file_and_field(tmp_path: Path, change: Callable[[Any], object], said: str) -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_visibilities_that_do_not_count_are_told(
+    tmp_path: Path, value: float, said: str, options: dict[str, Any], listed: bool
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for one in content["annotations"]:
+            one["keypoints"][2::3] = [value] * 3
+
+    layouts.edit_json(layouts.coco(tmp_path, pairs=listed) / "annotations.json", change)
+    dataset = open_dataset("coco", tmp_path)
+    assert len(dataset) == 0
+    assert any(re.search(said, str(problem)) for problem in dataset.problems)
+    assert sum(problem.pairs for problem in dataset.problems) == (4 if listed else 9)
+    counted = open_dataset("coco", tmp_path, **options)
+    assert len(counted) == (4 if listed else 9)
+
+
+def test_points_of_two_categories_are_joined_by_name(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["categories"][1]["keypoints"] = ["c", "x", "a"]
+        content["annotations"][5].update(image_id=3, keypoints=[31, 1, 2, 32, 2, 2, 33, 3, 2])
+
     layouts.edit_json(layouts.coco(tmp_path) / "annotations.json", change)
-    with pytest.raises(DataError, match=r"annotations\.json.*" + said):
+    pairs([1, 6], [6, 1])(tmp_path)
+    there, back = open_dataset("coco", tmp_path).records[-2:]
+    assert there.category == "cow→sheep"
+    np.testing.assert_array_equal(there.target_keypoints, [[33, 3], [np.nan] * 2, [31, 1]])
+    np.testing.assert_array_equal(there.keypoints, [[13, 20], [np.nan] * 2, [30, 44]])
+    np.testing.assert_array_equal(back.target_keypoints, [[30, 44], [np.nan] * 2, [13, 20]])
+    for names, said in ((["x", "y", "z"], "share no keypoint's name"), (["a", "a", "b"], "stands twice")):
+        layouts.edit_json(
+            tmp_path / "annotations.json", lambda c, names=names: c["categories"][1].update(keypoints=names)
+        )
+        assert any(said in str(problem) for problem in open_dataset("coco", tmp_path).problems)
+
+
+def test_an_absolute_name_inside_the_root_is_taken(tmp_path: Path) -> None:
+    rename_to(str(layouts.coco(tmp_path) / "images" / "2.jpg"))(tmp_path)
+    assert open_dataset("coco", tmp_path).check() == []
+
+
+def test_annotations_in_any_encoding_with_a_mark_and_none_without(tmp_path: Path) -> None:
+    path = layouts.coco(tmp_path) / "annotations.json"
+    text = path.read_text(encoding="utf-8").replace("cow", "Kälbchen")
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_text(text, encoding=encoding)
+        assert open_dataset("coco", tmp_path)[0].category == "Kälbchen"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"annotations\.json: must be text in UTF-8, received byte 0xE4"):
         open_dataset("coco", tmp_path)
 
 
-def test_nan_in_json_is_refused(tmp_path: Path) -> None:
-    annotation(2, keypoints=NAN)(layouts.coco(tmp_path))
-    with pytest.raises(DataError, match=r"annotations\.json.*keypoints"):
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"images": ' + "9" * 5000 + "}", "{", "[]", "7", '"\\ud800"'])
+@pytest.mark.parametrize("name", ["annotations.json", "pairs.json"])
+def test_json_that_no_reader_takes(tmp_path: Path, name: str, content: str) -> None:
+    (layouts.coco(tmp_path) / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
         open_dataset("coco", tmp_path)
+
+
+def test_a_pipe_for_annotations_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match="must be a regular file, received a pipe or a device"):
+        open_dataset("coco", tmp_path, annotations="pipe.json")
 
 
 def test_text_that_is_not_json(tmp_path: Path) -> None:
@@ -139,7 +288,9 @@ def test_a_picture_of_another_size_than_annotated_is_named_and_not_measured(
     assert len(shrink(dataset, 2.0)) == 2
 
 
-@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}])
+@pytest.mark.parametrize(
+    "size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1, "height": -1}]
+)
 def test_a_picture_whose_annotation_names_no_size_may_have_any(tmp_path: Path, size: dict[str, int | None]) -> None:
     def change(content: dict[str, Any]) -> None:
         for image in content["images"]:

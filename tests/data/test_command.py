@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import layouts  # type: ignore[import-not-found]
 import pytest
 
 from kbc.cli import data as command
+from kbc.data import open_dataset
 from kbc.errors import DataError, InputError
 
 
@@ -37,6 +39,85 @@ def test_a_sound_copy_of_every_layout_is_recognised(
     out = capsys.readouterr().out
     assert said in out
     assert out.endswith("nothing wrong\n")
+
+
+def cvat(root: Path) -> Path:
+    """CVAT's export: annotations/person_keypoints_default.json and images/default/."""
+    layouts.coco(root, pairs=False)
+    (root / "annotations").mkdir()
+    (root / "annotations.json").rename(root / "annotations" / "person_keypoints_default.json")
+    (root / "images").rename(root / "default")
+    (root / "images").mkdir()
+    (root / "default").rename(root / "images" / "default")
+    layouts.edit_json(root / "annotations" / "person_keypoints_default.json", bare)
+    return root
+
+
+def official(root: Path) -> Path:
+    """COCO's own: annotations/person_keypoints_val2017.json beside val2017/."""
+    cvat(root)
+    (root / "annotations" / "person_keypoints_default.json").rename(
+        root / "annotations" / "person_keypoints_val2017.json"
+    )
+    (root / "annotations" / "captions_val2017.json").write_text("{}")
+    (root / "images" / "default").rename(root / "val2017")
+    return root
+
+
+def roboflow(root: Path) -> Path:
+    """Roboflow's export: train/ and valid/, each with its pictures and _annotations.coco.json."""
+    for part in ("train", "valid"):
+        folder = layouts.coco(root / part, pairs=False)
+        (folder / "annotations.json").rename(folder / "_annotations.coco.json")
+        for path in (folder / "images").iterdir():
+            path.rename(folder / path.name)
+        layouts.edit_json(folder / "_annotations.coco.json", bare)
+    return root
+
+
+def bare(content: dict[str, Any]) -> None:
+    """File names without a folder, and no category with one picture."""
+    for image in content["images"]:
+        image["file_name"] = image["file_name"].removeprefix("images/")
+    content["annotations"].pop()
+
+
+@pytest.mark.parametrize(("make", "parts"), [(cvat, 1), (official, 1), (roboflow, 2)])
+def test_folders_as_cvat_roboflow_and_coco_lay_them_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Path], parts: int
+) -> None:
+    assert call("check", str(make(tmp_path))) == 0
+    assert capsys.readouterr().out.count(": 9 usable pairs of 4 images, 0 pairs left out") == parts
+    if parts == 1:
+        assert len(open_dataset("coco", tmp_path)) == 9
+        return
+    with pytest.raises(DataError, match=r"annotations=train/_annotations\.coco\.json"):
+        open_dataset("coco", tmp_path)
+    assert len(open_dataset("coco", tmp_path / "train")) == 9
+    assert len(open_dataset("coco", tmp_path, annotations="valid/_annotations.coco.json")) == 9
+
+
+def test_data_options_are_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("check", str(layouts.coco(tmp_path)), "--data-option", "min_points=3") == 1
+    assert "2 usable pairs" in capsys.readouterr().out
+    assert call("check", str(tmp_path), "--data-option", "min_points=3", "--data-option", "occluded=true") == 0
+
+
+@pytest.mark.parametrize("tag", [3, 2, 6])
+def test_pictures_turned_by_their_tag_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], tag: int) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib, an extra")
+    layouts.coco(tmp_path)
+    for number in range(1, 5):
+        layouts.write_image(tmp_path / "images" / f"{number}.jpg", number, (60, 60))
+    layouts.edit_json(tmp_path / "annotations.json", lambda c: [i.update(width=60, height=60) for i in c["images"]])
+    exif = pillow.Exif()
+    exif[0x0112] = tag
+    pillow.open(tmp_path / "images" / "2.jpg").save(tmp_path / "images" / "2.jpg", exif=exif)
+    assert call("check", str(tmp_path)) == 0
+    said = (
+        "note: 1 of 4 images turned by their EXIF tag when opened, e.g. 2.jpg: points and boxes are read in the turned"
+    )
+    assert said in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_said_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import combinations
 from pathlib import Path
 
 import layouts  # type: ignore[import-not-found]
@@ -142,6 +143,25 @@ def test_coco_forms_pairs_within_a_category_and_never_within_a_picture(tmp_path:
     assert len(dataset) == 9  # 5·4/2, less the two cows of one picture
     assert "4-5" not in {record.id for record in dataset}
     assert ["sheep" in str(problem) for problem in dataset.problems] == [True]
+
+
+def test_coco_samples_pairs_before_it_forms_them(tmp_path: Path) -> None:
+    count = 400
+    layouts.write_image(tmp_path / "1.png")
+    instance = {"category_id": 1, "keypoints": [3, 4, 2, 9, 9, 2]}
+    content = {
+        "images": [{"id": i, "file_name": "1.png"} for i in range(count)],
+        "annotations": [{"id": i, "image_id": i, **instance} for i in range(count)],
+        "categories": [{"id": 1, "name": "cow"}],
+    }
+    layouts.write_json(tmp_path / "annotations.json", content)
+    dataset = open_dataset("coco", tmp_path, max_pairs=100)
+    assert dataset.notes == ("100 of 79,800 possible pairs, evenly spread; max_pairs takes more",)
+    everything = list(combinations(range(count), 2))
+    spread = [everything[round(i)] for i in np.linspace(0, len(everything) - 1, 100)]
+    assert [record.id for record in dataset] == [f"{a}-{b}" for a, b in spread]
+    assert dataset[:3].notes == dataset.notes
+    assert open_dataset("coco", tmp_path, max_pairs=79_800).notes == ()
 
 
 def test_scenes_are_a_dataset() -> None:
