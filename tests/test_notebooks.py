@@ -29,7 +29,7 @@ def test_outputs_are_there_small_and_without_errors(path: Path) -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path) -> None:
     pytest.importorskip("nbmake", reason="nbmake is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=300", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=7200", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "1 passed" in done.stdout

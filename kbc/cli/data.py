@@ -12,7 +12,7 @@ from kbc.data import KINDS, Dataset, open_dataset
 from kbc.data.coco import layouts
 from kbc.errors import DataError, InputError, counted, must_be
 
-HELP = "check a copy of a data set, or print where the official ones come from"
+HELP = "Check a copy of a data set, or print where the official ones come from."
 
 SOURCES = """\
 Nothing is downloaded by kbc. Where the official files are, and what is known of their terms:
@@ -38,7 +38,7 @@ lay it out, and if you like pairs.json with
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The options of `kbc data`."""
+    """Add the arguments of `kbc data`."""
     actions = parser.add_subparsers(dest="action", required=True)
     epilog = "example: kbc data check data/pf-willow --kind pfwillow"
     check = actions.add_parser("check", help="open everything and say what is wrong", epilog=epilog)

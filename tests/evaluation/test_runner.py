@@ -323,13 +323,12 @@ def hog_plan(root: Path) -> Plan:
 def test_a_killed_process_leaves_whole_lines_and_the_next_finishes(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = launch(["kbc"], root, out)
-    until = time.monotonic() + 60
-    while not list(out.glob("pairs*.jsonl")) and process.poll() is None and time.monotonic() < until:
+    while not list(out.glob("pairs*.jsonl")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     process = launch(["kbc"], root, out)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate()[0]
     assert process.returncode == 0, said
     assert len(read_outcomes(out)) == 12
     held = json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -342,7 +341,7 @@ def test_torchrun_with_two_gloo_processes_merges_exactly(root: Path, tmp_path: P
     execute(single, one, single.open())
     module = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "kbc"]
     process = launch(module, root, two)
-    said = process.communicate(timeout=180)[0]
+    said = process.communicate()[0]
     assert process.returncode == 0, said
     assert sorted(path.name for path in two.glob("*.jsonl")) == ["pairs.1-of-2.jsonl", "pairs.2-of-2.jsonl"]
     assert timeless(sorted(read_outcomes(two).values(), key=lambda o: o.index)) == timeless(read_outcomes(one).values())

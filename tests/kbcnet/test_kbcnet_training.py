@@ -133,8 +133,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     out = tmp_path / "killed"
     arguments = [*TRAIN, "--config", str(config), "--out", str(out), "--workers", "0", "--threads", "1", "--quiet"]
     process = subprocess.Popen([sys.executable, *arguments])
-    waited = time.monotonic() + 100
-    while not (out / "last.safetensors").exists() and time.monotonic() < waited and process.poll() is None:
+    while not (out / "last.safetensors").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -197,7 +196,7 @@ def test_processes_that_do_not_share_the_folder_go_on_together(tmp_path: Path) -
         "train(read_recipe(here / 'recipe.json'), Options(out, workers=0, progress=False))\n"
     )
     write_recipe(recipe, tmp_path / "recipe.json")
-    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (tmp_path / "rank1").exists()
     assert [row["step"] for row in rows_of(tmp_path / "rank0")] == ["1", "2", "3", "4", "5"]
