@@ -6,9 +6,11 @@ CONSTRAINTS = -c constraints.txt
 .PHONY: demo test coverage test-slow test-triton lint docs dist clean
 
 demo: .venv/ready
+	@echo "kbc demo: about half a minute on two idle cores"
 	.venv/bin/kbc demo
 
 test: .venv/ready-dev
+	@echo "the test suite: five to ten minutes on two cores"
 	.venv/bin/python -m pytest
 
 # The same tests; fails below the floor that pyproject.toml sets.
@@ -42,6 +44,7 @@ clean:
 
 # torch first and alone: its version decides which build pip takes for everything that asks for torch.
 .venv/ready: pyproject.toml constraints.txt
+	@echo "installing torch and kbc into .venv, once: a minute or more, most of it the download of torch"
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP) install $(CONSTRAINTS) torch
 	$(PIP) install $(CONSTRAINTS) -e ".[viz,progress]"
@@ -51,11 +54,13 @@ clean:
 	touch $@
 
 .venv/ready-dev: .venv/ready
+	@echo "installing the development tools into .venv, once: about a minute"
 	$(PIP) install $(CONSTRAINTS) -e ".[dev]"
 	@.venv/bin/python -c "import cv2" 2>/dev/null || { \
 	  $(PIP) uninstall -y opencv-python; $(PIP) install --force-reinstall --no-deps opencv-python-headless; }
 	touch $@
 
 .venv/ready-docs: .venv/ready
+	@echo "installing the documentation tools into .venv, once: half a minute"
 	$(PIP) install $(CONSTRAINTS) -e ".[docs]"
 	touch $@

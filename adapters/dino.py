@@ -21,7 +21,8 @@ from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
 from kbc.geometry import Points, cell_centres, resize_points
 from kbc.images import Image
 from kbc.matchers.features import FeatureMatcher, from_features
-from kbc.tensors import IMAGENET_MEAN, IMAGENET_STD, sample, soft_peak, usable_device
+from kbc.matchers.protocol import short_repr
+from kbc.tensors import IMAGENET_MEAN, IMAGENET_STD, sample, soft_peak, usable_device, warn_if_training
 from kbc.types import Match, Pair
 
 from .sandbox import BUILDING
@@ -32,18 +33,20 @@ _GREY = tuple(round(255 * value) for value in IMAGENET_MEAN)  # zero after norma
 
 def load(
     *,
-    model: str | Path,
+    model: str | Path | torch.nn.Module,
     size: int | None = None,
     layer: int = -1,
     fit: Literal["letterbox", "stretch"] = "letterbox",
     votes: bool = False,
     download: bool = False,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> FeatureMatcher | Letterboxed:
     """A DINO, DINOv2 or DINOv3 vision transformer as a matcher.
 
     Args:
-        model: a local folder with `config.json` and safetensors weights, or a model id.
+        model: a local folder with `config.json` and safetensors weights, a model id, or a network in hand: one of
+            transformers, or one with `patch_size`, `n_blocks` and `get_intermediate_layers(…, reshape=True)`, as
+            torch.hub's DINOv2 and DINOv3 have. It is used as it is, and gets ImageNet-normalised RGB.
         size: side of the square input, pixels, a multiple of the patch; by default about 518.
         layer: whose patch tokens: 1 … L, or −1 … −L from the end. Passed through the final norm, as DINOv2's
             `get_intermediate_layers` does.
@@ -51,7 +54,7 @@ def load(
             "stretch" fills the square.
         votes: add the votes of the surrounding matches; see `FeatureMatcher.with_votes`.
         download: fetch a model id that is not in the cache. Never done unasked.
-        device: where it runs.
+        device: where it runs; by default the CPU, or where the network in hand is.
 
     Raises:
         InputError: no such model, weights of another one, not a ViT with patch tokens, a wrong size, layer or device.
@@ -59,11 +62,11 @@ def load(
     """
     if fit not in ("letterbox", "stretch"):
         raise InputError(must_be("fit", "'letterbox' or 'stretch'", repr(fit)))
-    if not isinstance(model, (str, Path)):
-        raise InputError(must_be("model", "a model's id or a folder", repr(model)))
-    where = usable_device(device)
-    network = _pretrained(model, download).to(where).eval()
-    patch, depth = int(network.config.patch_size), int(network.config.num_hidden_layers)
+    asked = None if device is None else usable_device(device)  # before anything is read from disk for it
+    network, name, statistics = _opened(model, download)
+    network = network if asked is None else network.to(asked)
+    where = next(network.parameters()).device
+    patch, depth = _shape(network)
     default = 518 // patch * patch
     side = default if size is None else size
     if not isinstance(side, Integral) or side < patch or side % patch:
@@ -72,16 +75,48 @@ def load(
     if not isinstance(layer, Integral) or not 1 <= abs(layer) <= depth:
         raise InputError(must_be("layer", f"1 … {depth} or −1 … −{depth}", repr(layer)))
     chosen = layer if layer > 0 else depth + 1 + layer
-    encode = encoder(network, chosen, _statistics(model, download))
-    name = f"dino ({Path(str(model)).name})"
-    square = from_features(encode, patch, size=side, name=name, normalise=False, device=where)
+    encode = encoder(network, chosen, statistics)
+    warn_if_training(network, "model")
+    square = from_features(encode, patch, size=side, name=f"dino ({name})", normalise=False, device=where)
     square = square.with_votes() if votes else square
     return square if fit == "stretch" else Letterboxed(square)
 
 
-def encoder(
-    network: Any, layer: int, statistics: tuple[Sequence[float], Sequence[float]]
-) -> Callable[[Tensor], Tensor]:
+_Statistics = tuple[Sequence[float], Sequence[float]]
+
+
+def _opened(model: str | Path | torch.nn.Module, download: bool) -> tuple[torch.nn.Module, str, _Statistics]:
+    """The network, its name, and the mean and deviation of its input."""
+    if isinstance(model, (str, Path)):
+        network = _pretrained(model, download).eval()
+        return network, Path(str(model)).name, _statistics(model, download)
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(must_be("model", "a model's id, a folder or a torch.nn.Module", repr(model)))
+    if download:
+        raise InputError(must_be("download", "False with a network in hand", download))
+    return model, type(model).__name__, (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _shape(network: torch.nn.Module) -> tuple[int, int]:
+    """Patch size and number of layers."""
+    from_hub = _from_hub(network)
+    told = network if from_hub else getattr(network, "config", None)
+    patch = getattr(told, "patch_size", None)
+    depth = getattr(told, "n_blocks" if from_hub else "num_hidden_layers", None)
+    if not isinstance(patch, int) or not isinstance(depth, int):
+        hint = "from_features(function, stride=patch) takes any function (B, 3, H, W) -> (B, C, h, w)"
+        raise InputError(
+            must_be("model", "a vision transformer such as DINOv2 or DINOv3", f"a {type(network).__name__}", hint)
+        )
+    return patch, depth
+
+
+def _from_hub(network: torch.nn.Module) -> bool:
+    method = getattr(network, "get_intermediate_layers", None)
+    return method is not None and "reshape" in inspect.signature(method).parameters
+
+
+def encoder(network: Any, layer: int, statistics: _Statistics) -> Callable[[Tensor], Tensor]:
     """(B, 3, H, W) RGB in [0, 1] → the patch tokens of a layer as a map (B, C, H/patch, W/patch).
 
     The sequence is [CLS], registers, patches row by row: the first 1 + `num_register_tokens` are left out.
@@ -89,17 +124,17 @@ def encoder(
     Raises:
         MatcherError: (when called) the number of tokens is not what the configuration says.
     """
-    config = network.config
-    patch, depth = int(config.patch_size), int(config.num_hidden_layers)
-    first = 1 + int(getattr(config, "num_register_tokens", 0) or 0)
+    patch, depth = _shape(network)
+    if _from_hub(network):
+        return _hub_encoder(network, layer, statistics)
+    first = 1 + int(getattr(network.config, "num_register_tokens", 0) or 0)
     norm = getattr(network, "layernorm", None) or getattr(network, "norm", None)
     # A plain ViT, as the first DINO is, refuses any size but its own unless told to stretch its position code.
     stretches = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
     told = {"interpolate_pos_encoding": True} if stretches else {}
 
     def encode(images: Tensor) -> Tensor:
-        mean, std = (images.new_tensor(values)[:, None, None] for values in statistics)
-        output = network(pixel_values=(images - mean) / std, output_hidden_states=layer < depth, **told)
+        output = network(pixel_values=_normalised(images, statistics), output_hidden_states=layer < depth, **told)
         tokens = output.last_hidden_state
         if layer < depth:
             tokens = output.hidden_states[layer]
@@ -115,6 +150,22 @@ def encoder(
     return encode
 
 
+def _hub_encoder(network: Any, layer: int, statistics: _Statistics) -> Callable[[Tensor], Tensor]:
+    """The same through `get_intermediate_layers`, which leaves [CLS] and registers out itself; layers count from 0."""
+
+    def encode(images: Tensor) -> Tensor:
+        (maps,) = network.get_intermediate_layers(_normalised(images, statistics), n=[layer - 1], reshape=True)
+        patches: Tensor = maps
+        return patches
+
+    return encode
+
+
+def _normalised(images: Tensor, statistics: _Statistics) -> Tensor:
+    mean, std = (images.new_tensor(values)[:, None, None] for values in statistics)
+    return (images - mean) / std
+
+
 class Letterboxed:
     """A matcher with a square input that sees images padded to a square instead of stretched.
 
@@ -123,6 +174,7 @@ class Letterboxed:
     """
 
     shares_features = True
+    __repr__ = short_repr
 
     def __init__(self, square: FeatureMatcher) -> None:
         self.square = square
@@ -208,9 +260,6 @@ def _pretrained(model: str | Path, download: bool) -> Any:
     if wrong:
         received = f"{str(model)!r}: {len(wrong)} weights missing or of another shape ({wrong[0]}, …)"
         raise InputError(must_be("model", "a folder whose weights fit its config.json", received))
-    if not hasattr(network.config, "patch_size") or not hasattr(network.config, "num_hidden_layers"):
-        kind = network.config.model_type
-        raise InputError(must_be("model", "a vision transformer such as DINOv2 or DINOv3", f"{str(model)!r}: {kind}"))
     return network
 
 
@@ -231,7 +280,7 @@ def _bars(shown: bool) -> Iterator[None]:
             hub.disable_progress_bars()
 
 
-def _statistics(model: str | Path, download: bool) -> tuple[Sequence[float], Sequence[float]]:
+def _statistics(model: str | Path, download: bool) -> _Statistics:
     """Mean and deviation of the model's own preprocessing; ImageNet's where it names none."""
     from transformers.utils.hub import cached_file
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kbc.cli import fitted
-from kbc.cli.options import key_values
+from kbc.cli.options import key_values, matcher_reference
 from kbc.data import KINDS, Dataset
 from kbc.errors import DataError, InputError, MissingDependencyError, counted, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
@@ -48,7 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--strict", action="store_true", help="stop before the first match if anything in the data is wrong"
     )
     run = parser.add_argument_group("what with")
-    run.add_argument("--matcher", action="append", metavar="NAME", help="may be given several times (default hog)")
+    run.add_argument(
+        "--matcher",
+        action="append",
+        type=matcher_reference,
+        metavar="NAME",
+        help="may be given several times (default hog)",
+    )
     run.add_argument("--option", action="append", default=[], metavar="[NAME.]KEY=VALUE", help="option of the matchers")
     run.add_argument("--size", help="input size in px, or several: KBC runs at the first, the bare matcher at each")
     run.add_argument("--kbc", choices=("both", "on", "off"), default="both")

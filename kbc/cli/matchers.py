@@ -6,34 +6,28 @@ import argparse
 import inspect
 import json
 import re
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from kbc.cli import fitted, two_columns
-from kbc.cli.options import as_typed
-from kbc.errors import InputError, must_be
+from kbc.cli.options import as_typed, matcher_reference
 from kbc.files import write_json
+from kbc.matchers.registry import available_matchers, find_matcher, is_matcher
 
 HELP = "List the matchers, what each needs, and its options (`--option KEY=VALUE` in other commands)."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc matchers`."""
-    parser.add_argument("name", nargs="*", metavar="NAME", help="only these, with what each option means")
+    parser.add_argument(
+        "name", nargs="*", type=matcher_reference, metavar="NAME", help="only these, with what each option means"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the list as JSON; - for standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one paragraph per matcher, or all about those that were named."""
-    from kbc.errors import nearest
-    from kbc.matchers.registry import GROUP, available_matchers
-
-    known = available_matchers()
-    for name in args.name:
-        if name not in known:
-            raise InputError(must_be("name", "a known matcher", repr(name), nearest(name, known)))
-    found = [details(point) for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)
-             if not args.name or point.name in args.name]  # fmt: skip
+    found = [details(find_matcher(name)) for name in args.name or available_matchers()]
     if args.json:
         write_json(found, args.json, "--json")
     if args.json != "-":
@@ -41,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{entry['name']}\n{fitted(entry['about'], 4)}")
             print(_explained(entry["options"]) if args.name else _listed(entry["options"]), end="")
         if not args.name:
-            print("`kbc matchers NAME` says what its options mean.")
+            print("`kbc matchers NAME` says what its options mean; your own is --matcher MODULE:FUNCTION.")
     return 0
 
 
@@ -56,6 +50,8 @@ def details(point: EntryPoint) -> dict[str, Any]:
     except Exception as error:  # a third party's module may raise anything, and the others must still be listed
         return {"name": point.name, "about": f"not usable here: {type(error).__name__}: {error}", "options": {}}
     text = inspect.getdoc(builder) or "no description"
+    if ":" in point.name and is_matcher(builder):
+        return {"name": point.name, "about": " ".join(text.split("\n\n")[0].split()), "options": {}}
     said = arguments(text)
     options = {
         key: {"help": said.get(key, "")}

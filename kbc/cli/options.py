@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import os
 import re
+import sys
 from typing import Any
 
 from kbc.errors import InputError, must_be
@@ -15,11 +17,24 @@ from kbc.geometry import Box
 def add_matcher_options(parser: argparse.ArgumentParser, default: str | None = "hog") -> None:
     """--matcher NAME and --option KEY=VALUE."""
     shown = f" (default: {default})" if default else ""
-    parser.add_argument("--matcher", default=default, metavar="NAME", help=f"see `kbc matchers`{shown}")
+    parser.add_argument(
+        "--matcher", default=default, type=matcher_reference, metavar="NAME",
+        help=f"see `kbc matchers`, or your own as package.module:function{shown}",
+    )  # fmt: skip
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE",
         help="an option of the matcher, e.g. weights=resnet18.pth or size=320; may be repeated",
     )  # fmt: skip
+
+
+def matcher_reference(text: str) -> str:
+    """A matcher's name as given; for package.module:function the working directory is searched too, last.
+
+    (`python -m` searches it always; an installed command such as `kbc` does not.)
+    """
+    if ":" in text and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return text
 
 
 def add_kbc_options(parser: argparse.ArgumentParser) -> None:

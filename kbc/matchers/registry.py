@@ -1,23 +1,26 @@
-"""Names → matchers, through the entry points of the group "kbc.matchers"."""
+"""Names → matchers, through the entry points of the group "kbc.matchers" or as package.module:function."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from kbc.errors import InputError, must_be, nearest
+from kbc.matchers.function import to_matcher
 from kbc.matchers.protocol import Matcher
 from kbc.tensors import usable_device
-
-if TYPE_CHECKING:
-    pass
 
 GROUP = "kbc.matchers"
 
 
 def available_matchers() -> list[str]:
-    """The names `load_matcher` knows, sorted; those of third parties included."""
+    """The names `load_matcher` knows, sorted; those of third parties included.
+
+    >>> "hog" in available_matchers()
+    True
+    """
     return sorted(_found())
 
 
@@ -25,18 +28,59 @@ def load_matcher(name: str, **options: Any) -> Matcher:
     """Build a matcher by name.
 
     Args:
-        name: one of `available_matchers()`.
+        name: one of `available_matchers()`, or "package.module:name", imported as Python does: a matcher, a function
+            `f(source, target, keypoints)` of exactly these three, or a function that takes the options by name and
+            gives a matcher.
         options: what that matcher takes, e.g. `weights=`, `size=`, `checkout=`, `checkpoint=`, `device=`.
 
     Raises:
-        InputError: an unknown name or option (the message gives the nearest known ones), or a value that a builder's
-            switch (a bool) cannot have.
+        InputError: an unknown name, module or option (the message gives the nearest known ones), or a value that a
+            builder's switch (a bool) cannot have.
         MissingDependencyError: the matcher needs an optional package.
+
+    >>> load_matcher("hog", size=320)
+    FeatureMatcher('hog', 320×320 px)
+    """
+    builder = find_matcher(name).load()
+    if ":" in name and is_matcher(builder):
+        if options:
+            raise InputError(must_be("options", f"none, for {name!r} is a matcher already", sorted(options)))
+        return to_matcher(builder)
+    if not callable(builder):
+        raise InputError(must_be("name", "that of a matcher or a function", f"{name!r}, a {type(builder).__name__}"))
+    _check_options(name, builder, options)
+    return to_matcher(builder(**options))
+
+
+def find_matcher(name: str) -> EntryPoint:
+    """Where a matcher of this name comes from; `.load()` gives what makes it, or itself.
+
+    Raises:
+        InputError: there is none: no such name, module or attribute.
     """
     known = _found()
-    if name not in known:
-        raise InputError(must_be("name", "a known matcher", repr(name), nearest(name, known)))
-    builder = known[name].load()
+    if name in known:
+        return known[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        hint = nearest(name, known)
+        raise InputError(must_be("name", "a known matcher, or package.module:function", repr(name), hint))
+    point = EntryPoint(name, name, GROUP)
+    if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        raise InputError(must_be("name", "package.module:function", repr(name)))
+    try:
+        point.load()
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # found, and something that it needs is not
+        hint = "its folder must be the working directory or on PYTHONPATH"
+        raise InputError(must_be("name", "package.module:function that can be imported", repr(name), hint)) from error
+    except AttributeError as error:
+        raise InputError(must_be("name", "package.module:function", f"{name!r} ({error})")) from error
+    return point
+
+
+def _check_options(name: str, builder: Callable[..., Any], options: dict[str, Any]) -> None:
     parameters = inspect.signature(builder).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for option in options:
@@ -56,7 +100,15 @@ def load_matcher(name: str, **options: Any) -> Matcher:
         raise InputError(must_be(", ".join(missing), f"given to {name!r}", "nothing", hint))
     if options.get("device") is not None:
         usable_device(options["device"])  # before anything is read from disk for it
-    return cast(Matcher, builder(**options))
+
+
+def is_matcher(found: object) -> bool:
+    """Whether a name led to a matcher or a matching function, not to what makes one."""
+    if isinstance(found, type) or not callable(found):
+        return not isinstance(found, type) and hasattr(found, "match")
+    parameters = inspect.signature(found).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return hasattr(found, "match") or len(needed) == 3
 
 
 def _is_switch(parameter: inspect.Parameter) -> bool:

@@ -129,17 +129,28 @@ def resnet(name: ResNetName = "resnet18", weights: str | Path | None = None) -> 
             A truncated file loads the layers it has: see `ResNet.available`.
 
     Raises:
-        DataError: missing or broken file, or weights of another network.
+        DataError: missing or broken file, weights of another network, or no way to download them.
     """
     network = ResNet(name).eval()
     if weights is None:
         return network
-    if str(weights) == "imagenet":
-        state = torch.hub.load_state_dict_from_url(_HUB[name], progress=True, map_location="cpu", weights_only=True)
-    else:
-        state = load_weights(weights)
+    state = _downloaded(_HUB[name]) if str(weights) == "imagenet" else load_weights(weights)
     load_resnet_state(network, state, str(weights))
     return network
+
+
+def _downloaded(url: str) -> dict[str, Tensor]:
+    """torchvision's file, from torch.hub's folder or the network, or a `DataError` that says how to do without."""
+    try:
+        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            url, progress=True, map_location="cpu", weights_only=True, check_hash=True
+        )
+    except (OSError, RuntimeError) as error:  # no network, no permission; half a file, or another one of that name
+        folder, file = Path(torch.hub.get_dir()) / "checkpoints", url.rpartition("/")[2]
+        hint = f"download {url} elsewhere and give weights=/path/to/{file}, or put it into {folder}"
+        expected = "a file, or 'imagenet' where it can be downloaded"
+        raise DataError(must_be("weights", expected, f"'imagenet' ({error})", hint)) from error
+    return state
 
 
 def load_resnet_state(network: ResNet, state: dict[str, Tensor], where: str) -> None:

@@ -151,6 +151,63 @@ def test_size_must_be_a_multiple_of_the_patch(folders: dict[str, Path]) -> None:
     assert load(model=folders["dinov3"]).input_size == (512, 512)
 
 
+# A network in hand ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_in_hand_is_used_as_it_is(kind: str, folders: dict[str, Path]) -> None:
+    network = transformers.AutoModel.from_pretrained(str(folders[kind])).eval()
+    size = 4 * PATCH[kind]
+    image = torch.rand(1, 3, size, size)
+    for layer in (-1, 1):
+        own = load(model=network, size=size, layer=layer, fit="stretch")
+        read = load(model=folders[kind], size=size, layer=layer, fit="stretch")
+        with torch.inference_mode():
+            torch.testing.assert_close(own.encode(image), read.encode(image))  # type: ignore[union-attr]
+    assert repr(own) == f"FeatureMatcher('dino ({type(network).__name__})', {size}×{size} px)"
+
+
+class FromHub(torch.nn.Module):
+    """The interface of torch.hub's DINOv2: layers count from 0, [CLS] and registers are left out."""
+
+    patch_size, n_blocks = 14, 3
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def get_intermediate_layers(self, x: torch.Tensor, n: Any = 1, reshape: bool = False) -> tuple[torch.Tensor, ...]:
+        assert reshape
+        states = self.network(pixel_values=x, output_hidden_states=True).hidden_states
+        height, width = (side // self.patch_size for side in x.shape[2:])
+        tokens = [self.network.layernorm(states[index + 1])[:, 1:] for index in n]
+        return tuple(t.transpose(1, 2).reshape(len(x), -1, height, width) for t in tokens)
+
+
+@pytest.mark.parametrize("layer", [-1, 3, 1])
+def test_a_network_of_torch_hub(layer: int, folders: dict[str, Path]) -> None:
+    network = FromHub(transformers.AutoModel.from_pretrained(str(folders["dinov2"]))).eval()
+    image = torch.rand(2, 3, 56, 84)
+    own, read = (load(model=m, size=56, layer=layer, fit="stretch") for m in (network, folders["dinov2"]))
+    with torch.inference_mode():
+        torch.testing.assert_close(own.encode(image), read.encode(image))  # type: ignore[union-attr]
+    assert own.match([example()])[0].keypoints.shape == (12, 2)
+    assert repr(load(model=network, size=56)) == "Letterboxed('dino (FromHub)', 56×56 px)"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (torch.nn.Conv2d(3, 8, 14, 14), {}, "a vision transformer .*, received a Conv2d; from_features"),
+        (3, {}, "a model's id, a folder or a torch.nn.Module, received 3"),
+        (torch.nn.Conv2d(3, 8, 14, 14), {"download": True}, "`download` must be False with a network in hand"),
+    ],
+)
+def test_other_networks_are_refused(model: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load(model=model, **options)
+
+
 # Letterbox ------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +328,7 @@ def test_a_wrong_folder_is_one_sentence(tmp_path: Path) -> None:
         load(model=tmp_path)
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     transformers.BertModel(transformers.BertConfig(vocab_size=10, **small)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"a vision transformer .* bert"):
+    with pytest.raises(InputError, match=r"a vision transformer .*, received a BertModel; from_features"):
         load(model=tmp_path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from kbc import cli
-from kbc.cli.demo import by_gain, draw_scenes, play
+from kbc.cli.demo import by_gain, draw_scenes, play, table
+from kbc.config import KBCConfig
 from kbc.evaluation.pck import correct
 
 
@@ -26,12 +29,39 @@ def test_the_demo_prints_a_table_and_writes_its_files(
     report = json.loads((out / "demo.json").read_text())
     shown = report["matchers"][0]
     assert f"{100 * shown['pck_with_kbc']['0.1']:7.1f}" in printed
-    assert progress == "hog: 1 pair matched\n"
+    assert " ".join(progress.split()) == (
+        "drawing 1 pair and matching them with hog, without KBC and with it at budget 'fast' (at most 2 times the "
+        "matcher alone) hog: 1 pair matched"
+    )
     assert "1 drawn pair," in " ".join(printed.split())
     assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
     picture = cv2.imread(str(out / "demo.png"))
     assert picture.shape[1] > 1000
     assert picture.std() > 20
+
+
+def test_without_matplotlib_the_table_is_shown_and_the_line_to_run_comes_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["demo", "--pairs", "1", "--matcher", "hog", "--out", str(tmp_path)]) == 0
+    printed, said = capsys.readouterr()
+    assert said.startswith("note: no demo.png, the table alone:")
+    assert 'pip install "kbc[viz]"' in " ".join(said.split())
+    assert "hog with KBC" in printed
+    assert "written: " in printed
+    assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
+
+
+def test_the_demo_runs_at_the_library_s_default_and_says_what_kbcnet_has_seen() -> None:
+    scenes = draw_scenes(1, 0, 0.3)
+    outcome = play("hog", scenes, {}, KBCConfig())
+    shown = table([outcome, replace(outcome, matcher="kbcnet")], 1, KBCConfig())
+    assert "budget 'fast'" in " ".join(shown.split())
+    assert "trained on drawings of this kind" in " ".join(shown.split())
+    assert "trained" not in table([outcome], 1, KBCConfig())
+    assert max(result.cost for result in outcome.results) <= 2
 
 
 def test_json_on_standard_output_is_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +99,7 @@ def test_wrong_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.slow
 def test_kbc_plainly_helps_on_the_demos_scenes() -> None:
     scenes = draw_scenes(12, 0, 0.3)
-    outcome = play("hog", scenes, {}, {"budget": "thorough"})
+    outcome = play("hog", scenes, {}, KBCConfig(budget="thorough"))
     gain = outcome.with_kbc.per_point[0.1] - outcome.without.per_point[0.1]
     assert gain > 0.2
     order = by_gain(outcome, scenes)

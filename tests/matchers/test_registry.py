@@ -68,3 +68,66 @@ def test_third_parties_register_by_entry_point(monkeypatch: pytest.MonkeyPatch) 
 def test_near_misses_are_answered_with_what_is_known(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         kbc.load_matcher(name, **options)
+
+
+matching = kbc.as_matcher(lambda source, target, keypoints: keypoints + 2, name="matching")
+
+
+def adds_one(source: Any, target: Any, keypoints: Any) -> Any:
+    return keypoints + 1
+
+
+def by_position(value: float, name: str = "a", device: str = "cpu") -> Any:
+    return constant(value=value)
+
+
+def gives_a_function(*, step: float = 4.0) -> Any:
+    return lambda source, target, keypoints: keypoints + step
+
+
+nothing = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "answer"),
+    [
+        ("adds_one", {}, [2.0, 3.0]),
+        ("matching", {}, [3.0, 4.0]),
+        ("constant", {"value": 7.0}, [7.0, 7.0]),
+        ("by_position", {"value": 5.0}, [5.0, 5.0]),
+        ("gives_a_function", {"step": 10.0}, [11.0, 12.0]),
+    ],
+)
+def test_a_matcher_of_ones_own_is_named_by_its_module(name: str, options: dict[str, Any], answer: list[float]) -> None:
+    blank = np.zeros((8, 8, 3), np.uint8)
+    matcher = kbc.load_matcher(f"{__name__}:{name}", **options)
+    assert matcher.match([kbc.Pair(blank, blank, [[1, 2]])])[0].keypoints.tolist() == [answer]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nowhere_to_be_found:load", {}, "package.module:function that can be imported, .*its folder must be"),
+        (f"{__name__}:absent", {}, r"must be package.module:function, received .*has no attribute 'absent'"),
+        ("kbc..x:load", {}, "must be package.module:function"),
+        (f"{__name__}:", {}, "must be package.module:function"),
+        (
+            f"{__name__}:adds_one",
+            {"size": 3},
+            r"`options` must be none, for .* is a matcher already, received \['size'\]",
+        ),
+        (f"{__name__}:constant", {"device": "cuda:99"}, "`device` must be one"),
+        (f"{__name__}:strict", {}, "`needed` must be given"),
+        (f"{__name__}:nothing", {}, "that of a matcher or a function, received .*, a int"),
+    ],
+)
+def test_what_a_module_does_not_hold_is_said(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        kbc.load_matcher(name, **options)
+
+
+def test_what_a_found_module_itself_lacks_is_its_own_error(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lacks_something.py").write_text("import absent_package_of_theirs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="absent_package_of_theirs"):
+        kbc.load_matcher("lacks_something:load")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -98,3 +99,21 @@ def test_no_weights_are_ever_downloaded_unasked(monkeypatch: pytest.MonkeyPatch)
     resnet("resnet18")
     with pytest.raises(InputError, match="weights"):
         kbc.load_matcher("resnet18")
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [URLError(OSError(-2, "Name or service not known")), RuntimeError("invalid hash value"), PermissionError()],
+)
+def test_a_download_that_fails_says_how_to_do_without(problem: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fails)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: "/home/me/hub")
+    with pytest.raises(DataError) as caught:
+        kbc.load_matcher("resnet18", weights="imagenet")
+    said = str(caught.value)
+    assert "download https://download.pytorch.org/models/resnet18-f37072fd.pth elsewhere" in said
+    assert "weights=/path/to/resnet18-f37072fd.pth" in said
+    assert str(Path("/home/me/hub/checkpoints")) in said
