@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{entry['name']}\n{fitted(entry['about'], 4)}")
             print(_explained(entry["options"]) if args.name else _listed(entry["options"]), end="")
         if not args.name:
-            print("`kbc matchers NAME` says what its options mean; your own is --matcher MODULE:FUNCTION.")
+            print("`kbc matchers NAME` says what its options mean. Yours: MODULE:FUNCTION.")
     return 0
 
 
