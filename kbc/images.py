@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, MissingDependencyError, must_be
+from kbc.headers import FORMATS, start_of_scan, stated_size
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,14 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 """RGB, uint8, (H, W, 3)."""
 
 ImageLike: TypeAlias = "npt.NDArray[Any] | torch.Tensor | str | os.PathLike[str]"
-"""What is accepted at the door: a path, an array (grey, RGB, RGBA; uint8 or float in [0, 1]) or a (3, H, W) tensor.
+"""What is accepted at the door: a path, an array (grey, RGB, RGBA; see `load_image`) or a (3, H, W) tensor.
 
 A Pillow image and whatever else gives an array (`__array__`) are accepted as well."""
+
+MAX_PIXELS = 150_000_000
+"""Pixels that an image file may have; the environment variable KBC_MAX_PIXELS sets another number."""
+
+_DEEP = (np.uint16, np.int16, np.uint32, np.int32)
 
 _fingerprints: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _digests: dict[int, bytes] = {}
@@ -46,20 +52,26 @@ def require_cv2() -> Any:
 def load_image(image: ImageLike, argument: str = "image") -> Image:
     """Convert anything accepted at the door to RGB uint8 (H, W, 3).
 
-    Grey is repeated to three channels, alpha is dropped. Floats must lie in [0, 1]. An array that already is uint8
-    RGB is returned as it is, without a copy. EXIF orientation of files is applied, as OpenCV does (see `turned`); a
-    Pillow image is taken as it stands.
+    Grey is repeated to three channels, alpha is dropped. Files, arrays, tensors and Pillow images follow one rule:
+    uint8 is taken as it is, without a copy; integers of 16 or 32 bits are divided by 257, or, where that leaves hardly
+    any grey level (thermal and X-ray cameras), have their own range stretched over 0 … 255; where a few extreme pixels
+    prevent that, too, they are refused; floats must lie in [0, 1]. EXIF orientation of files is applied, as OpenCV does
+    (see `turned`); a Pillow image is taken as it stands.
 
     Raises:
-        InputError: a missing, empty or broken file, a wrong shape, dtype or range.
+        InputError: a missing, empty or broken file, more than `MAX_PIXELS`, a wrong shape, dtype or range, a masked
+            array.
     """
     given: Any = image
     if isinstance(given, (str, os.PathLike)):
         return _from_file(given, argument)
     if hasattr(given, "detach") and hasattr(given, "movedim"):
         return _from_tensor(given, argument)
-    if hasattr(given, "convert") and hasattr(given, "__array_interface__"):
-        given = given.convert("RGB")  # Pillow, whose arrays may be indices into a palette, or CMYK
+    if hasattr(given, "convert") and hasattr(given, "__array_interface__") and given.mode[:1] not in ("I", "F"):
+        given = given.convert("RGB")  # Pillow, whose arrays may be indices into a palette, or CMYK; I and F are deep
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        hint = "fill its masked pixels first: image.filled(0)"
+        raise InputError(must_be(argument, "an image without masked pixels", "a masked array", hint))
     if hasattr(given, "__array__") or hasattr(given, "__array_interface__"):
         return _from_array(np.asarray(given), argument)
     raise InputError(must_be(argument, "a path, a NumPy array or a torch tensor", type(image).__name__))
@@ -95,52 +107,63 @@ def _from_file(name: str | os.PathLike[str], argument: str) -> Image:
                 received, hint = f"the address {str(name)!r}", "download it first and give the file"
             elif path.is_dir():
                 received, hint = f"the folder {str(path)!r}", "name a picture in it"
+            elif path.exists():
+                received, hint = f"the pipe or device {str(path)!r}", "write the picture into a file first"
             raise InputError(must_be(argument, "an existing image file", received, hint))
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise InputError(must_be(argument, "a file that can be read", f"{str(path)!r} ({error})")) from error
-    if data.size == 0:
-        raise InputError(must_be(argument, "an image file", f"the empty file {str(path)!r}"))
-    if _is_truncated(data):
-        raise InputError(
-            must_be(argument, "a complete image file", f"the truncated file {str(path)!r}", "copy it again")
-        )
+    _check_header(data.tobytes(), path, argument)
     try:
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error as error:
         raise InputError(must_be(argument, "a readable image file", f"{str(path)!r} ({error})")) from error
     if decoded is None:
-        raw = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)  # a TIFF of floats, for one
-        received, hint = "which OpenCV cannot decode", "is the file complete and in a common format?"
-        if raw is not None:
-            received = f"which holds {raw.dtype} {'×'.join(map(str, raw.shape))}"
-            hint = "read it yourself and give an array, uint8 or float in [0, 1]"
-        raise InputError(must_be(argument, "a readable image file", f"{str(path)!r}, {received}", hint))
-    rgb: Image = np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-    rgb.setflags(write=False)
-    return rgb
+        hint = "is the file complete and in a common format?"
+        received = f"{str(path)!r}, which OpenCV cannot decode"
+        raise InputError(must_be(argument, "a readable image file", received, hint))
+    return immutable(_from_array(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded), f"{argument} {str(path)!r}"))
 
 
-def _is_truncated(data: npt.NDArray[np.uint8]) -> bool:
+def immutable(image: Image) -> Image:
+    """A copy whose memory nobody can ever write to: its digest can be kept."""
+    return np.ndarray(image.shape, np.uint8, image.tobytes())
+
+
+def _is_immutable(image: Image) -> bool:
+    return isinstance(image.base, bytes)
+
+
+def _check_header(content: bytes, path: Path, argument: str) -> None:
+    """Refuse a file that is empty, cut off or of no known format, or whose image would be too large to decode."""
+    if not content:
+        raise InputError(must_be(argument, "an image file", f"the empty file {str(path)!r}"))
+    if _is_truncated(content):
+        received = f"the truncated file {str(path)!r}, which lacks its format's end marker"
+        hint = "it was cut off when it was copied, or is written without one: copy it again, or save it anew"
+        raise InputError(must_be(argument, "a complete image file", received, hint))
+    size = stated_size(content)
+    if size is None:
+        received = f"{str(path)!r}, which OpenCV cannot decode or which states no size"
+        raise InputError(must_be(argument, f"a readable image file ({FORMATS})", received, "save it as PNG"))
+    limit = os.environ.get("KBC_MAX_PIXELS", "")
+    most = int(limit) if limit.isdecimal() else MAX_PIXELS
+    if size[0] * size[1] > most:
+        received = f"{size[1]}×{size[0]} in {str(path)!r}"
+        hint = "shrink it, or set the environment variable KBC_MAX_PIXELS"
+        raise InputError(must_be(argument, f"at most {most:,} pixels", received, hint))
+
+
+def _is_truncated(content: bytes) -> bool:
     """True for a JPEG or PNG without its end marker. OpenCV fills the missing part with grey and says nothing.
 
     The marker need not lie at the end: phones append a film to their pictures.
     """
-    content = data.tobytes()
     if content.startswith(b"\xff\xd8\xff"):
-        return content.find(b"\xff\xd9", _start_of_scan(content)) < 0
+        return content.find(b"\xff\xd9", start_of_scan(content)) < 0
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return b"IEND" not in content
     return False
-
-
-def _start_of_scan(content: bytes) -> int:
-    """Where a JPEG's pixels begin: past its headers, whose thumbnail has an end marker of its own."""
-    place = 2
-    while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] != 0xDA:
-        padded = content[place + 1] == 0xFF  # any number of 0xFF may stand before a marker
-        place += 1 if padded else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return place
 
 
 def _from_array(image: npt.NDArray[Any], argument: str) -> Image:
@@ -157,14 +180,46 @@ def _from_array(image: npt.NDArray[Any], argument: str) -> Image:
         image = image[:, :, :3]
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
+    if image.dtype in _DEEP:
+        return _in_eight_bits(image, argument)
     if not np.issubdtype(image.dtype, np.floating):
-        raise InputError(must_be(argument, "uint8, or float in [0, 1]", f"dtype {image.dtype}"))
+        hint = "for values of 0 … 255: image.astype(np.uint8)"
+        raise InputError(
+            must_be(argument, "uint8, 16 or 32 bit integers, or float in [0, 1]", f"dtype {image.dtype}", hint)
+        )
     low, high = float(np.min(image)), float(np.max(image))
     if not (low >= 0.0 and high <= 1.0):  # also false for NaN
         raise InputError(
-            must_be(argument, "finite and in [0, 1] when it is float", f"values in [{low}, {high}]", "divide by 255?")
+            must_be(
+                argument,
+                "finite and in [0, 1] when it is float",
+                f"values in [{low}, {high}]",
+                "scale it: divide by 255, or (image - low) / (high - low)",
+            )
         )
     return np.ascontiguousarray(np.rint(image * 255.0).astype(np.uint8))
+
+
+def _in_eight_bits(image: npt.NDArray[Any], argument: str) -> Image:
+    """Deep integers in 8 bits: 0 … 255 as they are, 0 … 65535 divided by 257, or else their own range stretched.
+
+    The first of these that keeps at least 32 grey levels in the middle 98 % of the pixels, or half of those there are.
+
+    Raises:
+        InputError: none does: a few extreme pixels leave the others hardly any.
+    """
+    low, high = int(image.min()), int(image.max())
+    first, last = np.percentile(image, (1, 99))
+    middle = (image >= first) & (image <= last)
+    enough = min(32, len(np.unique(image[middle])) / 2)
+    for bottom, top in ((0, 255), (0, 65535), (low, max(high, low + 1))):
+        if bottom <= low and high <= top:
+            small = np.rint((image.astype(np.float64) - bottom) * (255.0 / (top - bottom))).astype(np.uint8)
+            if len(np.unique(small[middle])) >= enough:
+                return np.ascontiguousarray(small)
+    received = f"{image.dtype} values of {low} … {high}, 98 % of them in {first:g} … {last:g}"
+    hint = f"cut the extremes off: image.clip({first:g}, {last:g})"
+    raise InputError(must_be(argument, "an image that 8 bits can hold", received, hint))
 
 
 def _from_tensor(image: torch.Tensor, argument: str) -> Image:
@@ -178,16 +233,16 @@ def _from_tensor(image: torch.Tensor, argument: str) -> Image:
 def fingerprint(image: Image) -> bytes:
     """A digest of the pixels: the key under which features of an image are cached.
 
-    Arrays that own their memory and are read-only (what `load_image` makes from a file) are hashed once; others are
+    Images whose memory cannot change (what `load_image` makes of a file, see `immutable`) are hashed once; others are
     hashed at every call, because a video loop may write the next frame into the same buffer.
     """
-    frozen = image.base is None and not image.flags.writeable
-    if frozen and _fingerprints.get(id(image)) is image:
+    kept = _is_immutable(image)
+    if kept and _fingerprints.get(id(image)) is image:
         return _digests[id(image)]
     digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
     digest.update(str(image.shape).encode())
     value = digest.digest()
-    if frozen:
+    if kept:
         key = id(image)
         _digests[key] = value  # first: another thread looks here once it finds the image below
         _fingerprints[key] = image

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"types", "geometry", "images", "errors", "files", "weights", "tensors", "progress"}
+GROUND = {"types", "geometry", "images", "errors", "files", "headers", "weights", "tensors", "progress"}
 CORE = ["config", "tuning", "cropping", "support", "layout", "probe", "localize", "verify", "pipeline"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 import kbc
 from kbc.errors import InputError
+from kbc.headers import stated_size
 from kbc.images import fingerprint, load_image, turned
 from kbc.types import Pair
 from tests.conftest import draw_scene
@@ -133,8 +135,84 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"received the address 'https://a\.org/b\.jpg'; download it first"):
         load_image("https://a.org/b.jpg")
     cv2.imwrite(str(tmp_path / "depth.tiff"), SCENE.astype(np.float32) / 255)
-    with pytest.raises(InputError, match=r"depth\.tiff', which holds float32 45×60×3; .*give an array"):
-        load_image(tmp_path / "depth.tiff")
+    assert np.array_equal(load_image(tmp_path / "depth.tiff"), SCENE[..., ::-1])
+    cv2.imwrite(str(tmp_path / "heat.tiff"), SCENE.astype(np.float32))
+    with pytest.raises(InputError, match=r"heat\.tiff'` must be finite and in \[0, 1\] when it is float"):
+        load_image(tmp_path / "heat.tiff")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="the pipe or device"):
+        load_image(tmp_path / "pipe.png")
+
+
+THERMAL = 28_000 + SCENE[..., 1].astype(np.uint16) * 4
+EXTREME = THERMAL.copy()
+EXTREME[0, :2] = 0, 65_535
+
+
+def forms(deep: np.ndarray, folder: Path) -> list[object]:
+    """A deep image in every form that the door takes."""
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib, an extra")
+    cv2.imwrite(str(folder / "t.png"), deep)
+    cv2.imwrite(str(folder / "t.tiff"), deep)
+    opened = pillow.open(folder / "t.png")
+    signed = deep.astype(np.int32)
+    return [
+        folder / "t.png", folder / "t.tiff", opened, opened.convert("I"), deep, deep[..., None], np.dstack([deep] * 3),
+        torch.from_numpy(deep)[None], signed, torch.from_numpy(signed)[None],
+    ]  # fmt: skip
+
+
+def test_deep_images_keep_their_grey_levels_in_every_form(tmp_path: Path) -> None:
+    grey = SCENE[..., 1].astype(np.float64)
+    stretched = np.rint((grey - grey.min()) / (grey.max() - grey.min()) * 255)
+    for form in forms(THERMAL, tmp_path):
+        assert np.array_equal(load_image(form), np.dstack([stretched] * 3))  # type: ignore[arg-type]
+    for factor in (1, 257):  # a photograph in a deeper type is the photograph
+        for form in forms(SCENE[..., 1].astype(np.uint16) * factor, tmp_path):
+            assert np.array_equal(load_image(form)[..., 0], SCENE[..., 1])  # type: ignore[arg-type]
+    assert np.array_equal(load_image(THERMAL.astype(np.int16) - 30_000), np.dstack([stretched] * 3))
+    assert load_image(np.full((4, 5), 700, np.uint16)).max() == 3
+
+
+def test_a_deep_image_that_extremes_would_crush_is_refused_in_every_form(tmp_path: Path) -> None:
+    for form in forms(EXTREME, tmp_path):
+        with pytest.raises(
+            InputError, match=r"an image that 8 bits can hold, received .*; cut the extremes off: image.cl"
+        ):
+            load_image(form)  # type: ignore[arg-type]
+    first, last = np.percentile(EXTREME, (1, 99))
+    assert len(np.unique(load_image(EXTREME.clip(int(first), int(last))))) > 100
+
+
+def test_masked_pixels_are_refused() -> None:
+    masked = np.ma.masked_array(SCENE, SCENE > 200)
+    with pytest.raises(InputError, match="without masked pixels"):
+        load_image(masked)
+    assert np.array_equal(load_image(np.ma.masked_array(SCENE)), SCENE)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".webp", ".bmp", ".gif", ".tiff", ".pgm", ".jp2"])
+def test_more_pixels_than_the_limit_are_refused_before_they_are_decoded(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"large{ending}"
+    assert cv2.imwrite(str(path), SCENE[..., 1] if ending == ".pgm" else SCENE)
+    assert stated_size(path.read_bytes()) == (45, 60)
+    monkeypatch.setenv("KBC_MAX_PIXELS", "2700")
+    assert load_image(path).shape == (45, 60, 3)
+    monkeypatch.setenv("KBC_MAX_PIXELS", "2699")
+    monkeypatch.setattr(cv2, "imdecode", lambda *a: pytest.fail("decoded"))
+    with pytest.raises(InputError, match=r"at most 2,699 pixels, received 60×45 in .*KBC_MAX_PIXELS"):
+        load_image(path)
+
+
+def test_a_small_file_of_a_huge_picture_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "bomb.png", SCENE)
+    data = bytearray(path.read_bytes())
+    data[16:24] = (32_000).to_bytes(4, "big") * 2
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"at most 150,000,000 pixels, received 32000×32000"):
+        load_image(path)
 
 
 def test_pillow_images_and_what_gives_an_array() -> None:
@@ -142,7 +220,7 @@ def test_pillow_images_and_what_gives_an_array() -> None:
     picture = pillow.fromarray(SCENE)
     assert np.array_equal(load_image(picture), SCENE)
     assert np.array_equal(Pair(picture, picture, [[1, 1]]).target, SCENE)
-    for mode in ("P", "L", "RGBA", "CMYK", "1", "F"):
+    for mode in ("P", "L", "RGBA", "CMYK", "1"):
         assert np.array_equal(load_image(picture.convert(mode)), np.asarray(picture.convert(mode).convert("RGB")))
 
     class Gives:
@@ -182,14 +260,14 @@ def test_other_formats(tmp_path: Path, ending: str) -> None:
         (np.zeros((8, 0), np.uint8), "1×1"),
         (np.zeros(5, np.uint8), r"shape \(5,\)"),
         (np.zeros((8, 9, 3), np.int64), "int64"),
-        (np.zeros((8, 9, 3), np.uint16), "uint16"),
+        (np.zeros((8, 9, 3), np.int8), "int8"),
         (np.zeros((8, 9, 3), bool), "bool"),
         (np.full((8, 9, 3), 255.0), "255"),
         (np.full((8, 9, 3), -0.1), r"-0\.1"),
         (np.full((8, 9, 3), np.nan), "nan"),
         (torch.zeros(8, 9, 3), r"\(3, H, W\).*\(8, 9, 3\)"),
         (torch.zeros(1, 3, 8, 9), r"\(1, 3, 8, 9\)"),
-        (torch.zeros(3, 8, 9, dtype=torch.int32), "int32"),
+        (torch.zeros(3, 8, 9, dtype=torch.int64), "int64"),
         ([[1, 2], [3, 4]], "list"),
         (None, "NoneType"),
     ],
@@ -233,6 +311,22 @@ def test_a_reused_video_buffer_is_never_taken_for_the_last_frame() -> None:
     buffer[:] = np.roll(SCENE, 16, axis=1)
     second = hog.match([Pair(SCENE, buffer, [[30, 20]])])[0].keypoints
     assert np.abs(second - first).max() > 8
+
+
+def test_an_array_that_was_changed_and_frozen_again_has_another_digest(tmp_path: Path) -> None:
+    image = SCENE.copy()
+    older = image[:]
+    image.setflags(write=False)
+    before = fingerprint(image)
+    image.setflags(write=True)
+    image[0, 0] ^= 1
+    image.setflags(write=False)
+    changed = fingerprint(image)
+    older[0, 1] ^= 1
+    assert len({before, changed, fingerprint(image)}) == 3
+    opened = load_image(written(tmp_path / "photo.png", SCENE))
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        opened.setflags(write=True)
 
 
 def test_an_image_from_a_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

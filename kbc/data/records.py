@@ -19,7 +19,7 @@ from kbc import files
 from kbc.errors import DataError, InputError, counted, must_be, requirement
 from kbc.files import file_digest
 from kbc.geometry import Box, Points, defined
-from kbc.images import Image, load_image, turned
+from kbc.images import Image, immutable, load_image, turned
 from kbc.types import Pair
 
 BoxKind: TypeAlias = Literal["annotated", "keypoint-extent"]
@@ -115,9 +115,8 @@ class ImageCache:
                 self._images.move_to_end(path)
                 return held
         image = self._open(path)
-        if image.flags.writeable or image.base is not None:
-            image = image.copy()  # owns its memory and is frozen: kbc.images.fingerprint then hashes it only once
-            image.setflags(write=False)
+        if not isinstance(image.base, bytes):
+            image = immutable(image)  # which kbc.images.fingerprint hashes only once
         with self._lock:
             if path not in self._images and image.nbytes <= self.max_bytes:
                 self._images[path] = image
