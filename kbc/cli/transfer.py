@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from kbc.labelling.job import label_pictures
 from kbc.labelling.labels import label_picture
 from kbc.labelling.output import coco, image_base, table
 from kbc.labelling.pipeline import ASK
+from kbc.labelling.review import review_page
 from kbc.progress import progress_bar
 
 HELP = (
@@ -52,6 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=sorted(SUFFIXES),
         help="default: by the suffix. CVAT reads coco; dlc is DeepLabCut's CollectedData_kbc.csv",
     )
+    parser.add_argument("--review", metavar="FILE", help="a page to look at: .html, the most doubtful objects first")
     labels = parser.add_argument_group("labels")
     labels.add_argument("--points", help="the points of LABELS, where it is a picture: see below")
     labels.add_argument("--source-box", metavar="X0,Y0,X1,Y1", help="where their object is, pixel edges")
@@ -78,18 +79,10 @@ def run(args: argparse.Namespace) -> int:
     """Transfer, and say what came of it; 1 when no picture could be done."""
     from kbc import load_matcher, wrap
 
-    out = output_file(args.out, "--out")
-    kind = args.format or FORMATS.get(out.suffix.lower())
-    if kind is None:
-        raise InputError(must_be("--out", f"a file named {', '.join(FORMATS)}", repr(args.out), "or give --format"))
-    if out.suffix.lower() != SUFFIXES[kind]:
-        raise InputError(must_be("--out", f"a {SUFFIXES[kind]} file for format {kind}", repr(args.out)))
+    out, kind = _output(args)
+    review = None if args.review is None else output_file(args.review, "--review")
     labels = _labels(args)
-    images = find_images(args.images) if args.images else sorted(labels.numbers.values())
-    todo = sum(image not in labels.labelled for image in images)
-    if not todo:
-        hint = "name others" if args.images else "name pictures after LABELS"
-        raise InputError(must_be("IMAGES", "pictures that are not labelled yet", "none", hint))
+    images = _pictures(args, labels)
     for option, value in (("--instances", args.instances), ("--exemplars", args.exemplars)):
         if value < 1:
             raise InputError(must_be(option, "at least 1", value))
@@ -102,13 +95,22 @@ def run(args: argparse.Namespace) -> int:
     matcher = wrap(load_matcher(args.matcher, **options), **config)
     labeller = Labeller(labels.exemplars, matcher, args.instances, args.exemplars, args.min_confidence)
     made_by = {"matcher": args.matcher, "options": options, "config": config}
+    provenance = _provenance(args, made_by, labels)
+
+    def write(results: list[Transferred]) -> None:
+        _write(results, labels, out, kind, provenance)
+        if review is not None:
+            fresh = [one for one in results if Path(str(one.image)) not in labels.labelled]
+            with written_whole(review, "--review") as file:
+                file.writelines(piece.encode() for piece in review_page(fresh, labels.exemplars))
+
     with progress_bar("picture", not args.quiet) as bar:
         results = label_pictures(
             labeller,
             labels,
             images,
             out,
-            partial(_write, labels=labels, out=out, kind=kind, provenance=_provenance(args, made_by, labels)),
+            write,
             boxes=boxes,
             settings=made_by,
             progress=lambda done, total: bar(done, total, ""),
@@ -119,6 +121,26 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(_summary(results, labels, out))
     return 1 if len(failed) == len(results) else 0
+
+
+def _output(args: argparse.Namespace) -> tuple[Path, str]:
+    """The file to write, and its format."""
+    out = output_file(args.out, "--out")
+    kind = args.format or FORMATS.get(out.suffix.lower())
+    if kind is None:
+        raise InputError(must_be("--out", f"a file named {', '.join(FORMATS)}", repr(args.out), "or give --format"))
+    if out.suffix.lower() != SUFFIXES[kind]:
+        raise InputError(must_be("--out", f"a {SUFFIXES[kind]} file for format {kind}", repr(args.out)))
+    return out, kind
+
+
+def _pictures(args: argparse.Namespace, labels: Labels) -> list[Path]:
+    """The pictures that are named, or those that the COCO file names; at least one of them without labels."""
+    images = find_images(args.images) if args.images else sorted(labels.numbers.values())
+    if all(image in labels.labelled for image in images):
+        hint = "name others" if args.images else "name pictures after LABELS"
+        raise InputError(must_be("IMAGES", "pictures that are not labelled yet", "none", hint))
+    return images
 
 
 def _labels(args: argparse.Namespace) -> Labels:
@@ -159,7 +181,7 @@ def _provenance(args: argparse.Namespace, made_by: dict[str, Any], labels: Label
     }
 
 
-def _write(results: list[Transferred], *, labels: Labels, out: Path, kind: str, provenance: dict[str, Any]) -> None:
+def _write(results: list[Transferred], labels: Labels, out: Path, kind: str, provenance: dict[str, Any]) -> None:
     document = coco(results, labels, out, provenance)
     if kind == "coco":
         write_json(document, out, "--out")
