@@ -37,10 +37,13 @@ _LARGEST = 16384  # px a side that anything is resampled to
 def as_points(points: object, argument: str = "keypoints") -> Points:
     """Points as a fresh float64 (N, 2) array.
 
+    A table (a DataFrame, a structured array) whose columns are named is read by the names x and y, wherever they stand.
+    What `np.ma` masks is undefined.
+
     Raises:
-        InputError: not numeric, or not of shape (N, 2), or infinite.
+        InputError: not numeric, or not of shape (N, 2), or infinite; a table without the columns x and y.
     """
-    given: Any = points
+    given: Any = _xy_columns(points, argument)
     if hasattr(given, "detach"):
         given = given.detach().cpu()
         given = (given.double() if given.is_floating_point() else given).numpy()  # NumPy has no bfloat16
@@ -48,7 +51,9 @@ def as_points(points: object, argument: str = "keypoints") -> Points:
         if np.iscomplexobj(given):
             raise TypeError("complex numbers")
         array = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        if isinstance(given, np.ma.MaskedArray):
+            array[np.ma.getmaskarray(given)] = np.nan
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(must_be(argument, "numbers of shape (N, 2)", f"{type(points).__name__} ({error})")) from error
     if array.size == 0:
         array = array.reshape(0, 2)
@@ -64,9 +69,29 @@ def as_points(points: object, argument: str = "keypoints") -> Points:
     return array
 
 
+def _xy_columns(points: object, argument: str) -> object:
+    """The columns x and y of a table whose columns have names; anything else as it is."""
+    given: Any = points
+    names = getattr(getattr(given, "dtype", None), "names", None)  # a structured array
+    if names is None and hasattr(given, "columns") and not callable(given.columns):  # a DataFrame
+        names = [name for name in given.columns if isinstance(name, str)] or None
+    if names is None:
+        return points
+    found = {str(name).strip().lower(): name for name in names}
+    if not {"x", "y"} <= set(found):
+        raise InputError(must_be(argument, "a table with the columns x and y", f"the columns {', '.join(names)}"))
+    return np.stack([np.asarray(given[found[axis]], dtype=np.float64) for axis in "xy"], axis=1)
+
+
 def defined(points: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Mask (…) of the points (…, 2) of which neither coordinate is NaN."""
     return np.asarray(~np.isnan(points).any(axis=-1), dtype=np.bool_)
+
+
+def looks_relative(points: Points) -> bool:
+    """Whether points can only be fractions of their image's size: two or more, all in [0, 1], not all whole pixels."""
+    known = points[defined(points)]
+    return bool(len(known) > 1 and known.min() >= 0 and known.max() <= 1 and (known % 1).any())
 
 
 def far_outside(points: Points, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:

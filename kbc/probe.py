@@ -18,7 +18,7 @@ from kbc.config import COST, KBCConfig
 from kbc.cropping import SizeHW
 from kbc.errors import KBCError
 from kbc.geometry import Box, Points, Window, defined
-from kbc.images import Image, image_hw
+from kbc.images import Image, image_hw, immutable
 from kbc.matchers.protocol import Matcher, input_hw, run_matcher, run_similarity
 from kbc.tensors import peaks
 from kbc.tuning import TUNING, Tuning
@@ -130,10 +130,8 @@ class PairState:
         if key not in self._cuts:
             image = self.pair.source if side == "source" else self.pair.target
             whole = Window.whole(image_hw(image))
-            # A copy of its own, frozen: what is known never to change is hashed once.
-            cut = image.copy() if window == whole else window.cut(image, config.interpolation)
-            cut.setflags(write=False)
-            self._cuts[key] = cut
+            cut = image if window == whole else window.cut(image, config.interpolation)
+            self._cuts[key] = immutable(cut)  # which is hashed only once
         return self._cuts[key]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, counted, must_be
-from kbc.geometry import Box, Points, Window, as_points, defined, far_outside
+from kbc.geometry import Box, Points, Window, as_points, defined, far_outside, looks_relative
 from kbc.images import Image, ImageLike, load_image
 
 Scores: TypeAlias = npt.NDArray[np.float64]
@@ -76,6 +76,7 @@ class Pair:
             size = f"{self.source.shape[1]}×{self.source.shape[0]}"
             hint = "points are in the source's own pixels; undefined ones are NaN"
             raise InputError(must_be("keypoints", f"near the source image ({size})", points[far][0].tolist(), hint))
+        _refuse_relative(points, self.source)
         points.setflags(write=False)
         put(self, "keypoints", points)
         put(self, "source_box", _inside(source_box, self.source, "source_box"))
@@ -120,10 +121,20 @@ def _sealed(image: Image) -> Image:
     return view
 
 
+def _refuse_relative(points: Points, image: Image) -> None:
+    if min(image.shape[:2]) > 1 and looks_relative(points):
+        received = f"points in [0, 1], e.g. {points[defined(points)][0].tolist()}"
+        hint = "multiply relative ones by the image's width and height"
+        raise InputError(must_be("keypoints", "pixels of the source image", received, hint))
+
+
 def _inside(box: object, image: Image, argument: str) -> Box | None:
     if box is None:
         return None
     given = Box.of(box, argument)  # type: ignore[arg-type]
+    if min(given.xyxy) >= 0 and max(given.xyxy) <= 1 < min(image.shape[:2]):
+        hint = "multiply a relative box by the image's width and height"
+        raise InputError(must_be(argument, "pixel edges", f"a box in [0, 1]: {given.xyxy}", hint))
     clipped = given.clipped((image.shape[0], image.shape[1]))
     if clipped.area <= 0:
         size = f"{image.shape[1]}×{image.shape[0]}"

@@ -377,3 +377,58 @@ def test_a_box_of_width_and_height_is_answered_with_what_to_do() -> None:
         InputError, match=r"`target_box` must be .* a box x, y, width, height is \(x, y, x \+ width, y \+"
     ):
         Pair(SCENE, SCENE, [[1, 2]], target_box=(30, 20, 12, 13))
+
+
+def test_masked_points_are_undefined() -> None:
+    masked = np.ma.masked_array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[0, 0], [1, 1], [0, 1]])
+    np.testing.assert_array_equal(Pair(SCENE, SCENE, masked).keypoints, [[1, 2], [np.nan] * 2, [np.nan] * 2])
+
+
+class Table:
+    """What a DataFrame shows of itself."""
+
+    def __init__(self, **columns: list[float]) -> None:
+        self.columns, self._values = list(columns), columns
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.array(self._values[name])
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.array([self._values[name] for name in self.columns], dtype=np.float64).T
+
+
+def test_a_table_is_read_by_the_names_of_its_columns() -> None:
+    tables = [
+        Table(y=[2, 4], x=[1, 3]),
+        Table(name=[7, 8], Y=[2, 4], X=[1, 3]),
+        np.array([(2, 1), (4, 3)], dtype=[("y", float), ("x", float)]),
+    ]
+    for table in tables:
+        assert Pair(SCENE, SCENE, table).keypoints.tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(InputError, match="a table with the columns x and y, received the columns row, col"):
+        Pair(SCENE, SCENE, Table(row=[2, 4], col=[1, 3]))
+
+
+def test_pandas_columns_are_read_by_name() -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is nobody's dependency here")
+    frame = pandas.DataFrame({"y": [2.0, None], "x": [1.0, 3.0]})
+    np.testing.assert_array_equal(Pair(SCENE, SCENE, frame).keypoints, [[1, 2], [np.nan, np.nan]])
+    assert Pair(SCENE, SCENE, pandas.DataFrame([[1, 2], [3, 4]])).keypoints.tolist() == [[1, 2], [3, 4]]
+
+
+def test_relative_coordinates_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"`keypoints` must be pixels of the source image, received points in \[0, 1\]"
+    ):
+        Pair(SCENE, SCENE, [[0.2, 0.3], [np.nan, np.nan], [0.5, 1.0]])
+    for box in ((0.1, 0.2, 0.5, 0.6), (0, 0, 1, 1)):
+        with pytest.raises(InputError, match=r"`target_box` must be pixel edges, received a box in \[0, 1\]"):
+            Pair(SCENE, SCENE, [[1, 2]], target_box=box)
+    assert len(Pair(SCENE, SCENE, [[0, 0], [1, 1]]).keypoints) == 2  # whole pixels
+    assert len(Pair(SCENE, SCENE, [[0.5, 0.5]]).keypoints) == 1
+    assert len(Pair(SCENE, SCENE, [[0.5, 0.5], [1.5, 0.5]]).keypoints) == 2
+
+
+def test_integers_of_hundreds_of_digits_are_no_points() -> None:
+    with pytest.raises(InputError, match=r"`keypoints` must be numbers of shape"):
+        Pair(SCENE, SCENE, [[10**400, 1]])

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kbc import files
 from kbc.errors import DataError, InputError, counted, must_be, requirement
 from kbc.files import file_digest
-from kbc.geometry import Box, Points, defined
+from kbc.geometry import Box, Points, defined, looks_relative
 from kbc.images import Image, immutable, load_image, turned
 from kbc.types import Pair
 
@@ -366,15 +366,15 @@ def existing(path: Path) -> Path:
 
 
 def refuse_relative(points: Points, where: str) -> None:
-    """Refuse points that can only be fractions of their picture's size: two or more, all in [0, 1], not all whole.
+    """Refuse points that can only be fractions of their picture's size.
 
     Raises:
         DataError: they are.
     """
-    known = points[defined(points)]
-    if len(known) > 1 and known.min() >= 0 and known.max() <= 1 and (known % 1).any():
+    if looks_relative(points):
         hint = "multiply relative ones by the picture's width and height"
-        raise DataError(must_be(where, "pixels", f"coordinates in [0, 1], e.g. {known[0].tolist()}", hint))
+        first = points[defined(points)][0].tolist()
+        raise DataError(must_be(where, "pixels", f"coordinates in [0, 1], e.g. {first}", hint))
 
 
 def box_xyxy(values: Sequence[float], field: str) -> Box:
