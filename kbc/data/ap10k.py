@@ -126,4 +126,6 @@ def _points(below: str, annotation: _Image, visible: int) -> Points:
     if len(annotation.keypoints) % 3:
         raise DataError(f"{below}: field 'keypoints' must hold triples x, y, v, received {len(annotation.keypoints)}")
     rows = np.array(annotation.keypoints, dtype=np.float64).reshape(-1, 3)
+    if (np.abs(rows[:, :2]) > 1e9).any():
+        raise DataError(f"{below}: field 'keypoints' must be in the pixels of an image")
     return np.where(rows[:, 2:] >= visible, rows[:, :2], np.nan)

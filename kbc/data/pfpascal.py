@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ import numpy as np
 from kbc.data.matlab import from_matlab, read_mat
 from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems, existing, inside
 from kbc.errors import DataError, InputError, must_be
+from kbc.files import read_table
 from kbc.geometry import Box, Points
 from kbc.images import Image, load_image
 
@@ -65,15 +65,15 @@ def open_pfpascal(
     listing = _listing(base, folder, split)
     reader = _Reader(folder, points)
     records = []
-    with listing.open(newline="", encoding="utf-8-sig") as file:
-        for line, row in enumerate(csv.DictReader(file), 2):
-            try:
-                record = reader.record(f"{line - 1:05d}", row)
-            except DataError as error:
-                problems.add(f"{listing.name}, line {line}", error, 1)
-                continue
-            if category is None or record.category == category:
-                records.append(record)
+    (_, header), *rows = read_table(listing) or [(0, [])]
+    for number, (line, cells) in enumerate(rows, 1):
+        try:
+            record = reader.record(f"{number:05d}", dict(zip(header, cells, strict=False)))
+        except DataError as error:
+            problems.add(f"{listing.name}, line {line}", error, 1)
+            continue
+        if category is None or record.category == category:
+            records.append(record)
     return Dataset(f"PF-PASCAL {split}", records, problems, _open_image, cache_bytes)
 
 
@@ -101,7 +101,7 @@ class _Reader:
         self.mat = points == "mat" or (points == "auto" and (folder / "Annotations").is_dir())
         self._sides: dict[Path, _Side] = {}
 
-    def record(self, number: str, row: dict[str, str | None]) -> PairRecord:
+    def record(self, number: str, row: dict[str, str]) -> PairRecord:
         category = self._category(row.get("class"))
         names = [row.get("source_image") or "", row.get("target_image") or ""]
         if not all(names):
@@ -141,7 +141,7 @@ class _Reader:
         text = (value or "").strip()
         if text in CATEGORIES:
             return text
-        number = int(text) if text.isdigit() else 0
+        number = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else 0
         if not 1 <= number <= len(CATEGORIES):
             raise DataError(must_be("class", f"1 to {len(CATEGORIES)} or a category's name", repr(value)))
         return CATEGORIES[number - 1]
@@ -149,7 +149,7 @@ class _Reader:
     def _from_mat(self, category: str, image: Path) -> _Side:
         path = self.folder / "Annotations" / category / f"{image.stem}.mat"
         if path not in self._sides:
-            arrays = read_mat(path)
+            arrays = read_mat(path, "kps", "bbox")
             points, box = arrays.get("kps"), arrays.get("bbox")
             if points is None or points.ndim != 2 or points.shape[1] != 2:
                 shape = None if points is None else points.shape
@@ -160,7 +160,7 @@ class _Reader:
             self._sides[path] = (from_matlab(points), corners)
         return self._sides[path]
 
-    def _from_csv(self, row: dict[str, str | None], side: str) -> Points:
+    def _from_csv(self, row: dict[str, str], side: str) -> Points:
         columns = []
         for name in (f"X{side}", f"Y{side}"):
             text = row.get(name)
@@ -170,8 +170,8 @@ class _Reader:
                 columns.append([float(cell) for cell in text.split(";") if cell.strip()])
             except ValueError as error:
                 raise DataError(f"column {name!r} holds something that is not a number ({error})") from error
-        if len(columns[0]) != len(columns[1]) or not np.isfinite(columns).all():
-            raise DataError(f"columns X{side} and Y{side} must hold as many finite numbers")
+        if len(columns[0]) != len(columns[1]) or not (np.abs(columns) < 1e9).all():
+            raise DataError(f"columns X{side} and Y{side} must hold as many finite numbers, in the pixels of an image")
         return from_matlab(np.array(columns).T)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+from contextlib import suppress
 from itertools import permutations
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from kbc.data.matlab import from_matlab, read_mat
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems, existing, inside
 from kbc.errors import DataError, must_be
+from kbc.files import read_table
 from kbc.geometry import Box, Points, defined
 
 _POINTS = 10
@@ -64,21 +65,21 @@ def _record(number: str, category: str, source: tuple[Path, Points], target: tup
 
 def _from_csv(path: Path, base: Path, folder: Path, problems: Problems) -> list[PairRecord]:
     records = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if len(header) < 2 + 4 * _POINTS:
-            raise DataError(f"{path}: must have {2 + 4 * _POINTS} columns, received {len(header)}")
-        for line, row in enumerate(rows, 2):
-            try:
-                sides = []
-                for name, start in ((row[0], 2), (row[1], 2 + 2 * _POINTS)):
-                    points = from_matlab(_numbers(row[start : start + 2 * _POINTS]).reshape(2, _POINTS).T)
-                    sides.append((_image(base, folder, name), points))
-                category = sides[0][0].parent.name
-                records.append(_record(f"{line - 1:04d}", category, sides[0], sides[1]))
-            except (DataError, IndexError) as error:
-                problems.add(f"{path.name}, line {line}", error if str(error) else "too few columns", 1)
+    (_, header), *rows = read_table(path) or [(0, [])]
+    if len(header) < 2 + 4 * _POINTS:
+        raise DataError(f"{path}: must have {2 + 4 * _POINTS} columns, received {len(header)}")
+    for number, (line, row) in enumerate(rows, 1):
+        try:
+            if len(row) < len(header):
+                raise DataError(f"must have {len(header)} columns, received {len(row)}")
+            sides = []
+            for name, start in ((row[0], 2), (row[1], 2 + 2 * _POINTS)):
+                points = from_matlab(_numbers(row[start : start + 2 * _POINTS]).reshape(2, _POINTS).T)
+                sides.append((_image(base, folder, name), points))
+            category = sides[0][0].parent.name
+            records.append(_record(f"{number:04d}", category, sides[0], sides[1]))
+        except DataError as error:
+            problems.add(f"{path.name}, line {line}", error, 1)
     return records
 
 
@@ -87,7 +88,7 @@ def _numbers(cells: list[str]) -> Points:
         values = np.array([float(cell) for cell in cells], dtype=np.float64)
     except ValueError as error:
         raise DataError(f"a coordinate is not a number ({error})") from error
-    if len(values) != 2 * _POINTS or not np.isfinite(values).all():
+    if len(values) != 2 * _POINTS or not (np.abs(values) < 1e9).all():
         raise DataError(f"must have {2 * _POINTS} finite coordinates a side, received {cells}")
     return values
 
@@ -96,8 +97,8 @@ def _image(base: Path, folder: Path, name: str) -> Path:
     """The CSV names images from above the data set's folder, whose name differs between copies."""
     below = name.split("/", 1)[1] if "/" in name else name
     for path in (inside(base, name), inside(folder, below), inside(folder, name)):
-        if path.is_file():
-            return path
+        with suppress(DataError):
+            return existing(path)
     raise DataError(f"{name}: no such file below {base}")
 
 
@@ -121,10 +122,10 @@ def _from_folders(folder: Path, problems: Problems) -> list[PairRecord]:
 
 
 def _points(path: Path) -> Points:
-    arrays = read_mat(path)
+    arrays = read_mat(path, "pts_coord", "kps")
     found = next((arrays[name] for name in ("pts_coord", "kps") if name in arrays), None)
     if found is None:
-        raise DataError(f"{path}: field 'pts_coord' is missing, received {sorted(arrays)}")
+        raise DataError(f"{path}: field 'pts_coord' is missing, received neither it nor 'kps'")
     if found.ndim == 2 and found.shape[0] == 2 and found.shape[1] != 2:
         found = found.T  # the files hold 2 × 10
     if found.ndim != 2 or found.shape[1] != 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems, Record, box_xyxy, existing, inside, read_json
 from kbc.errors import DataError, InputError, must_be
+from kbc.files import read_text
 from kbc.geometry import Points
 
 _Point = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -81,9 +83,12 @@ def open_spair(
     problems = Problems()
     flags: dict[Path, _Image | None] = {}
     records = []
-    for name in _names(base, split, layout):
+    names = _names(base, split, layout)
+    for name, times in Counter(names).items():
         if category is not None and name.rpartition(":")[2] != category:
             continue
+        if times > 1:
+            problems.add(f"Layout/{layout}/{split}.txt", f"{name} is listed more than once, and counts once", times - 1)
         try:
             records.append(_record(base, split, name, flags, problems))
         except DataError as error:
@@ -93,10 +98,7 @@ def open_spair(
 
 def _names(base: Path, split: str, layout: str) -> list[str]:
     listing = base / "Layout" / layout / f"{split}.txt"
-    try:
-        names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise DataError(f"{listing}: cannot be read ({error.strerror or error})") from error
+    names = [line.strip() for line in read_text(listing).splitlines() if line.strip()]
     if not names:
         raise DataError(f"{listing}: it names no pair")
     return names
@@ -105,7 +107,7 @@ def _names(base: Path, split: str, layout: str) -> list[str]:
 def _record(base: Path, split: str, name: str, flags: dict[Path, _Image | None], problems: Problems) -> PairRecord:
     folder = base / "PairAnnotation" / split
     path = inside(folder, f"{name}.json", "pair name")
-    if not path.is_file():
+    if not _is_file(path):
         path = inside(folder, f"{name.replace(':', '_')}.json", "pair name")
     pair = read_json(path, _Pair)
     if len(pair.src_kps) != len(pair.trg_kps) or not pair.src_kps:
@@ -134,8 +136,18 @@ def _record(base: Path, split: str, name: str, flags: dict[Path, _Image | None],
     )
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return bool(existing(path))
+    except DataError:
+        return False
+
+
 def _points(rows: list[list[float]]) -> Points:
-    return np.array(rows, dtype=np.float64).reshape(-1, 2)
+    points = np.array(rows, dtype=np.float64).reshape(-1, 2)
+    if (np.abs(points) > 1e9).any():
+        raise DataError("fields 'src_kps' and 'trg_kps' must be in the pixels of an image")
+    return points
 
 
 def _image_fields(

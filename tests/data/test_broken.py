@@ -374,6 +374,71 @@ def test_willow_csv(tmp_path: Path) -> None:
     assert ["climb" in str(dataset.problems[0]), "finite" in str(dataset.problems[1])] == [True, True]
 
 
+@pytest.mark.parametrize("category", ["²", "1e3", "٣", "9" * 5000, "", "-1"])
+def test_pascal_classes_that_are_none(tmp_path: Path, category: str) -> None:
+    path = layouts.pascal(tmp_path) / "test_pairs.csv"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("jpg,1,", f"jpg,{category},", 1), encoding="utf-8")
+    dataset = open_dataset("pfpascal", tmp_path)
+    assert (len(dataset), "class" in str(dataset.problems[0])) == (1, True)
+
+
+@pytest.mark.parametrize("kind", ["pfpascal", "pfwillow", "spair"])
+def test_lists_in_other_encodings_and_endless_fields(tmp_path: Path, kind: str) -> None:
+    make = {"pfpascal": layouts.pascal, "pfwillow": layouts.willow_csv, "spair": layouts.spair}[kind]
+    path = make(tmp_path) / ("Layout/large/test.txt" if kind == "spair" else "test_pairs.csv")
+    text, count = path.read_text(encoding="utf-8"), len(open_dataset(kind, tmp_path))
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text(text, encoding=encoding)
+        assert len(open_dataset(kind, tmp_path)) == count
+    path.write_bytes(text.encode() + "é".encode("latin-1"))
+    with pytest.raises(DataError, match="must be text in UTF-8, received byte 0xE9"):
+        open_dataset(kind, tmp_path)
+    if kind != "spair":
+        path.write_text(text.replace("Cars_0", "C" * 200_000).replace("2008_0", "C" * 200_000))
+        with pytest.raises(DataError, match="field larger than field limit"):
+            open_dataset(kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pfpascal", "pfwillow", "spair", "ap10k"])
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "/etc/passwd", "https://a.org/b"])
+def test_names_that_no_file_has_cost_their_pair(tmp_path: Path, kind: str, name: str) -> None:
+    makers = {
+        "pfpascal": layouts.pascal,
+        "pfwillow": layouts.willow_csv,
+        "spair": layouts.spair,
+        "ap10k": layouts.ap10k,
+    }
+    root = makers[kind](tmp_path)
+    before = len(open_dataset(kind, root))
+    if kind in ("pfpascal", "pfwillow"):
+        lines = (root / "test_pairs.csv").read_text(encoding="utf-8").splitlines()
+        lines[1] = ",".join([name, *lines[1].split(",")[1:]])
+        (root / "test_pairs.csv").write_text("\n".join(lines), encoding="utf-8")
+    else:
+        path = sorted((root / "PairAnnotation" / "test").iterdir())[0]
+        key = {"spair": "src_imname", "ap10k": "src_json_path"}[kind]
+        layouts.edit_json(path, lambda content: content.update({key: name}))
+    dataset = open_dataset(kind, root)
+    assert len(dataset) == before - 1
+    assert sum(problem.pairs for problem in dataset.problems) == 1
+
+
+def test_a_coordinate_beyond_any_image_costs_its_pair(tmp_path: Path) -> None:
+    dataset = spair_break(tmp_path, lambda c: c["src_kps"].__setitem__(0, [1e308, 1]))
+    assert (len(dataset), sum(problem.pairs for problem in dataset.problems)) == (2, 1)
+    dataset = spair_break(tmp_path / "b", lambda c: c.update(src_bndbox=[1, 1, 1e308, 9]))
+    assert (len(dataset), sum(problem.pairs for problem in dataset.problems)) == (2, 1)
+
+
+def test_a_pair_that_spair_lists_twice_counts_once(tmp_path: Path) -> None:
+    path = layouts.spair(tmp_path) / "Layout" / "large" / "test.txt"
+    path.write_text(path.read_text() * 2)
+    dataset = open_dataset("spair", tmp_path)
+    assert len(dataset) == len({record.id for record in dataset}) == 3
+    assert sum(problem.pairs for problem in dataset.problems) == 3
+
+
 def test_ap10k(tmp_path: Path) -> None:
     root = layouts.ap10k(tmp_path)
     path = next((root / "PairAnnotation" / "test").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from kbc.data import Dataset, open_dataset
 from kbc.data.matlab import read_mat
-from kbc.errors import DataError, InputError
+from kbc.errors import DataError, InputError, MissingDependencyError
 from kbc.geometry import Box, defined
 from kbc.images import fingerprint
 
@@ -181,18 +182,44 @@ def test_scenes_are_a_dataset() -> None:
 def test_matlab_files(tmp_path: Path, order: str, compressed: bool) -> None:
     values = np.array([[1.5, np.nan, -3.0], [4.0, 5.0, 6.0]])
     arrays: dict[str, np.ndarray | str] = {"text": "words", "a_long_name": values, "x": np.array([[7.0]])}
-    found = read_mat(layouts.write_mat(tmp_path / "a.mat", arrays, compressed, order))
+    path = layouts.write_mat(tmp_path / "a.mat", arrays, compressed, order)
+    found = read_mat(path, "a_long_name", "x", "absent")
     assert list(found) == ["a_long_name", "x"]
     assert np.array_equal(found["a_long_name"], values, equal_nan=True)
     assert found["x"].tolist() == [[7.0]]
+    with pytest.raises(DataError, match=r"a\.mat: field 'text' must be an array of real numbers"):
+        read_mat(path, "text")
 
 
-@pytest.mark.parametrize("cut", [100, 130, 150])
+@pytest.mark.parametrize("cut", [0, 100, 130, 150])
 def test_broken_matlab_files_are_data_errors(tmp_path: Path, cut: int) -> None:
     path = layouts.write_mat(tmp_path / "a.mat", {"kps": np.ones((4, 2))})
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(DataError, match=r"a\.mat"):
-        read_mat(path)
+        read_mat(path, "kps")
+
+
+def test_matlab_files_that_no_annotation_is(tmp_path: Path) -> None:
+    path = layouts.write_mat(tmp_path / "a.mat", {"kps": np.zeros((2000, 2000))})  # 32 MB in 31 kB
+    with pytest.raises(DataError, match="one small array"):
+        read_mat(path, "kps")
+    path.write_bytes(bytes(65537))
+    with pytest.raises(DataError, match="at most 65,536 bytes"):
+        read_mat(path, "kps")
+    layouts.write_mat(path, {"kps": np.array([[np.inf, 1.0]])})
+    with pytest.raises(DataError, match=r"a\.mat: field 'kps' has values that are infinite"):
+        read_mat(path, "kps")
+    one = layouts.write_mat(tmp_path / "b.mat", {"kps": np.ones((4, 2))}).read_bytes()
+    path.write_bytes(one + one[128:])
+    with pytest.raises(DataError, match=r"'kps' must be one small array, received .* or two"):
+        read_mat(path, "kps")
+
+
+def test_without_scipy_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(MissingDependencyError, match=r"needs scipy, .*pip install 'kbc\[data\]'"):
+        open_dataset("pfwillow", layouts.willow_folders(tmp_path))
+    assert len(open_dataset("pfwillow", layouts.willow_csv(tmp_path / "csv"))) == 2
 
 
 def test_an_image_is_decoded_once_while_memory_lasts(tmp_path: Path) -> None:
