@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import secrets
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -15,6 +20,7 @@ from typing import Any
 from kbc.cli.match import match, origins, rows
 from kbc.cli.options import add_matcher_options, key_values, parse_box
 from kbc.cli.points import typed_points
+from kbc.cli.ui_guard import MAX_UPLOAD, guarded
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
 from kbc.files import write_json
@@ -26,6 +32,14 @@ them on the right one, with and without KBC. Needs pip install "kbc[ui]"."""
 
 TITLE = "kbc: keypoints on small objects"
 COLUMNS = ["point", "source x", "source y", "coarse x", "coarse y", "KBC x", "KBC y", "origin"]
+
+
+MAX_PIXELS = 50_000_000
+"""Of an image, before it is decoded: three bytes each, and several times that while it is matched. Our choice."""
+KEPT_FILES = 40
+"""Pictures and results of the last matches and examples that are kept for download."""
+
+_FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/'\"]+)+[\\/](?=[^\s\\/'\"])")
 
 
 @dataclass(frozen=True)
@@ -78,14 +92,24 @@ def run(args: argparse.Namespace) -> int:
     options = key_values(args.option)
     load_matcher(args.matcher, **options)  # what is wrong with it is said here, not on the page
     _require_gradio()
-    with tempfile.TemporaryDirectory(prefix="kbc-ui-") as folder:
-        page = build(Server(Path(folder), args.matcher, options))
+    with _own_folder() as folder:
+        page = build(Server(folder, args.matcher, options))
         _, url, _ = page.launch(
-            server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, **launch_options()
+            server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, **launch_options(args.host)
         )
         print(f"kbc ui: {url} ; Ctrl-C ends it", file=sys.stderr)
         page.block_thread()
     return 0
+
+
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A folder for everything that the page is given or writes, uploads too; gone at the end, also after a signal."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, signal.default_int_handler)  # as Ctrl-C: the page closes and the folder goes
+    with tempfile.TemporaryDirectory(prefix="kbc-ui-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio has no argument for it; this process is the page's alone
+        yield Path(folder)
 
 
 def build(server: Server) -> Any:
@@ -100,16 +124,16 @@ def build(server: Server) -> Any:
     fields = KBCConfig.model_json_schema()["properties"]
     defaults = KBCConfig.model_fields
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(300, 3600)) as page:
         gr.Markdown(
             "## kbc\n**1.** Choose two images, or draw an example. **2.** Click points on the left one. "
             "**3.** Match. If the right object is not found, drag a box around it on the right image and match again."
         )
         with gr.Row():
             source = gr.Image(label="source: click points", type="filepath", sources=["upload", "clipboard"],
-                              buttons=[], height=360, elem_id="kbc-source")  # fmt: skip
+                              image_mode=None, buttons=[], height=360, elem_id="kbc-source")  # fmt: skip
             target = gr.Image(label="target: drag a box (optional)", type="filepath", sources=["upload", "clipboard"],
-                              buttons=[], height=360, elem_id="kbc-target")  # fmt: skip
+                              image_mode=None, buttons=[], height=360, elem_id="kbc-target")  # fmt: skip
         with gr.Row():
             undo = gr.Button("Undo point", elem_id="kbc-undo", size="sm", min_width=90)
             clear = gr.Button("Clear", elem_id="kbc-clear", size="sm", min_width=90)
@@ -136,7 +160,7 @@ def build(server: Server) -> Any:
             try:
                 view = answer(server, *values)
             except KBCError as error:
-                raise gr.Error(str(error), print_exception=False) from error
+                raise gr.Error(_FOLDERS.sub("", str(error)), print_exception=False) from error
             return (
                 view.summary,
                 view.picture,
@@ -175,6 +199,7 @@ def answer(
     for name, image in (("source", source), ("target", target)):
         if not image:
             raise InputError(must_be(name, "an image", "none", "choose one, or press 'Draw an example'"))
+        _check_pixels(name, image)
     if not points.strip():
         raise InputError(must_be("points", "at least one point", "none", "click on the source image"))
     pair = Pair(source or "", target or "", typed_points(points), None, parse_box(box.strip() or None, "target box"))
@@ -185,7 +210,30 @@ def answer(
     picture = viz.save(viz.draw_answer(pair, result)["kbc"], stem.with_suffix(".png"))
     data = {"matcher": matcher, "source_keypoints": rows(pair.keypoints), **result.to_dict()}
     write_json(data, stem.with_suffix(".json"))
+    _keep_newest(server.folder)
     return View(str(picture), table(pair, result), describe(result), str(stem.with_suffix(".json")))
+
+
+def _check_pixels(name: str, path: str) -> None:
+    """Refuse an image by what its header says, before it fills the memory; what cannot be read is refused later."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise InputError(must_be(name, f"at most {MAX_PIXELS:,} pixels", "far more", "scale it down")) from error
+    except (UnidentifiedImageError, OSError, ValueError):
+        return
+    if width * height > MAX_PIXELS:
+        raise InputError(must_be(name, f"at most {MAX_PIXELS:,} pixels", f"{width}×{height}", "scale it down"))
+
+
+def _keep_newest(folder: Path) -> None:
+    """Delete the page's own pictures and results but for the newest `KEPT_FILES`."""
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.stat().st_mtime)
+    for path in files[:-KEPT_FILES]:
+        path.unlink(missing_ok=True)
 
 
 def table(pair: Pair, result: MatchResult) -> list[list[str]]:
@@ -230,9 +278,10 @@ def script() -> str:
     return (files("kbc.cli") / "ui.js").read_text(encoding="utf-8")
 
 
-def launch_options() -> dict[str, Any]:
-    """What `gradio.Blocks.launch` is told besides the address: the page's script and looks, nothing public."""
+def launch_options(host: str = "127.0.0.1") -> dict[str, Any]:
+    """What `gradio.Blocks.launch` is told besides the address: the page's script and looks, who may ask, how much."""
     return {
+        "app_kwargs": {"middleware": guarded(host)}, "max_file_size": MAX_UPLOAD,
         "head": f"<script>{script()}</script>", "css": STYLE, "theme": _theme(), "footer_links": [],
         "share": False, "quiet": True, "ssr_mode": False, "prevent_thread_lock": True,
     }  # fmt: skip
