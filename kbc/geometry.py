@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from kbc.errors import InputError, must_be
 from kbc.images import Image, require_cv2
+from kbc.tensors import to_array
 
 if TYPE_CHECKING:
     import torch
@@ -43,16 +44,8 @@ def as_points(points: object, argument: str = "keypoints") -> Points:
     Raises:
         InputError: not numeric, or not of shape (N, 2), or infinite; a table without the columns x and y.
     """
-    given: Any = _xy_columns(points, argument)
-    if hasattr(given, "detach"):
-        given = given.detach().cpu()
-        given = (given.double() if given.is_floating_point() else given).numpy()  # NumPy has no bfloat16
     try:
-        if np.iscomplexobj(given):
-            raise TypeError("complex numbers")
-        array = np.array(given, dtype=np.float64)
-        if isinstance(given, np.ma.MaskedArray):
-            array[np.ma.getmaskarray(given)] = np.nan
+        array: Points = to_array(_xy_columns(points, argument)).copy()
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(must_be(argument, "numbers of shape (N, 2)", f"{type(points).__name__} ({error})")) from error
     if array.size == 0:

@@ -101,7 +101,8 @@ class KBCMatcher:
         with progress_bar("pair", progress is True) as bar:
             report: Progress = progress if callable(progress) else lambda done, total: bar(done, total, "")
             for start in range(0, len(pairs), self.config.batch_size):
-                results += self._batch(pairs[start : start + self.config.batch_size])
+                with np.errstate(under="ignore", over="warn", divide="warn", invalid="warn"):  # NumPy's own defaults
+                    results += self._batch(pairs[start : start + self.config.batch_size])
                 report(len(results), len(pairs))
         return results
 

@@ -188,11 +188,30 @@ class Probe:
         return taken
 
     def coarse(self, states: Sequence[PairState]) -> None:
-        """The matcher on the whole images. Raises what the matcher raises."""
+        """The matcher on the whole images; without the support points where it fails on these.
+
+        Raises what the matcher raises on the keypoints alone.
+        """
         requests = [Request(state, *state.whole) for state in states]
-        for state, seen in zip(states, self._observe(requests), strict=True):
+        try:
+            found = self._observe(requests)
+        except KBCError:
+            found = [self._coarse_alone(request) for request in requests]
+        for state, seen in zip(states, found, strict=True):
             state.coarse = seen
         self._count(requests)
+
+    def _coarse_alone(self, request: Request) -> Observation:
+        state = request.state
+        try:
+            return self._observe([request])[0]
+        except KBCError as error:
+            if len(state.points) == len(state.known):
+                raise
+            state.points = state.points[: len(state.known)]
+            seen = self._observe([request])[0]
+            state.notes.append(f"asked for no support points, on which the matcher failed: {error}")
+            return seen
 
     def look(self, requests: Sequence[Request]) -> list[Observation | None]:
         """What the matcher says through windows; None, and a note, where it fails."""
@@ -205,7 +224,10 @@ class Probe:
             return list(self._observe(requests))
         except KBCError as error:
             if len(requests) == 1:
-                requests[0].state.notes.append(f"a fine pass failed: {error}")
+                state = requests[0].state
+                added = len(state.points) - len(state.known)
+                also = f", which asks for {added} support points too," if added else ""
+                state.notes.append(f"a fine pass{also} failed: {error}")
                 return [None]
         return [seen for request in requests for seen in self._each([request])]
 
@@ -224,7 +246,8 @@ class Probe:
         found = []
         for first in range(0, len(pairs), size):
             part = pairs[first : first + size]
-            matches = run_matcher(self.matcher, part)
+            asked = [len(request.state.known) for request in requests[first : first + size]]
+            matches = run_matcher(self.matcher, part, asked)
             # By contract a matcher keeps what `match` computed, so its maps are free right after it.
             maps = run_similarity(self.matcher, part) if self.has_maps else [None] * len(part)
             found += list(zip(part, matches, maps, strict=True))

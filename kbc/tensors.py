@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,56 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def real(values: Tensor) -> Tensor:
+    """The numbers of a tensor, detached, to compute with: bfloat16 and half precision become float32.
+
+    Raises:
+        TypeError: they are complex or fp8, or there are none (the meta device); the message says so.
+    """
+    import torch
+
+    if values.is_meta:
+        raise TypeError("a tensor on the meta device, which holds no numbers")
+    if values.is_complex():
+        raise TypeError(f"complex numbers ({values.dtype}); take .real or .abs()")
+    if values.layout != torch.strided or values.is_quantized:
+        raise TypeError("a sparse or quantised tensor; make it dense with .to_dense() or .dequantize()")
+    if values.is_floating_point() and values.element_size() < 2:
+        raise TypeError(f"fp8 numbers ({values.dtype}), too coarse for coordinates and features; use bfloat16 or wider")
+    values = values.detach()
+    return values.float() if values.is_floating_point() and values.element_size() < 4 else values
+
+
+def to_array(values: object, dtype: type = np.float64) -> npt.NDArray[Any]:
+    """Real numbers as an array: of an array, a tensor on any device, or lists of either; masked values are NaN.
+
+    Raises:
+        TypeError, ValueError: what they are instead.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.where(np.ma.getmaskarray(values), np.nan, values.data)
+    array: npt.NDArray[Any] = np.asarray(_plain(values))
+    if np.iscomplexobj(array):
+        raise TypeError(f"complex numbers ({array.dtype})")
+    with np.errstate(all="ignore"):  # what float32 cannot hold is infinite
+        return array.astype(dtype, copy=False)
+
+
+def _plain(values: object) -> Any:
+    if isinstance(values, (list, tuple)):
+        return [_plain(value) for value in values]
+    return real(values).cpu().numpy() if hasattr(values, "detach") else values  # type: ignore[arg-type]
+
+
+@contextmanager
+def exact(device: str | torch.device) -> Iterator[None]:
+    """Torch as kbc's own arithmetic needs it: without gradients, and without the autocast of whoever calls."""
+    import torch
+
+    with torch.inference_mode(), torch.autocast(torch.device(device).type, enabled=False):
+        yield
 
 
 def imagenet_normalised(images: Tensor) -> Tensor:

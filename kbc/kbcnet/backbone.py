@@ -60,7 +60,7 @@ def oriented_edges(images: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     grey = functional.pad(images.mean(1, keepdim=True), (0, -width % 4, 0, -height % 4), mode="replicate")
-    angles = torch.arange(_ORIENTATIONS, device=images.device) * (2 * torch.pi / _ORIENTATIONS)
+    angles = torch.arange(_ORIENTATIONS, device=images.device, dtype=torch.float32) * (2 * torch.pi / _ORIENTATIONS)
     cosines, sines = angles.cos().view(1, -1, 1, 1), angles.sin().view(1, -1, 1, 1)
     found = []
     for scale in _EDGE_SCALES:

@@ -93,7 +93,7 @@ def load_checkpoint(path: str | Path, backbone_weights: str | Path | None = None
     elif backbone_weights is not None:
         raise InputError(must_be("backbone_weights", "None: the checkpoint holds its own", repr(str(backbone_weights))))
     fill(network, state, str(tensors), without_backbone=card.backbone_digest is not None)
-    return network.eval(), card
+    return network.float().eval(), card  # whatever the default dtype is
 
 
 def read_card(path: str | Path) -> Card:

@@ -114,7 +114,7 @@ def unpooled(values: Tensor, factor: int, size: Sequence[int]) -> Tensor:
 def nearness(grid_a: tuple[int, int], grid_b: tuple[int, int], sigma: float) -> Tensor:
     """exp(−d²/2σ²) of the distance of cell centres, in units of the frame's sides: (Ha, Wa, Hb, Wb)."""
     down, across = (
-        (((torch.arange(a) + 0.5) / a)[:, None] - ((torch.arange(b) + 0.5) / b)[None]).square()
+        (((torch.arange(a).float() + 0.5) / a)[:, None] - ((torch.arange(b).float() + 0.5) / b)[None]).square()
         for a, b in zip(grid_a, grid_b, strict=True)
     )
     return torch.exp(-(down[:, None, :, None] + across[None, :, None, :]) / (2 * sigma**2))

@@ -21,7 +21,7 @@ from kbc.images import Image
 from kbc.kbcnet.checkpoint import load_checkpoint
 from kbc.kbcnet.model import Described, Network
 from kbc.matchers.features import FeatureMatcher
-from kbc.tensors import sample, soft_peak
+from kbc.tensors import exact, sample, soft_peak
 from kbc.types import Match, Pair
 
 BUNDLED = Path(__file__).parent / "weights"
@@ -121,7 +121,7 @@ class KBCNet(FeatureMatcher):
         """
         reach, temperature = self.network.config.reach, float(self.network.temperature.detach())
         matches = []
-        with torch.inference_mode():
+        with exact(self._device):
             for pair, rows in zip(pairs, self._rows(pairs), strict=True):
                 cells, score = peaks(rows, reach, temperature)
                 inside = self.grid.to_pixels(cells).double().cpu().numpy()
@@ -130,7 +130,7 @@ class KBCNet(FeatureMatcher):
 
     def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
         """Per pair (N, h, w): refined similarity of each keypoint with cells that cover the whole target."""
-        with torch.inference_mode():
+        with exact(self._device):
             return [self._on_regular_cells(values).cpu().numpy() for values in self._rows(pairs)]
 
     def flow(self, pairs: Sequence[Pair]) -> list[Flow]:
@@ -139,7 +139,7 @@ class KBCNet(FeatureMatcher):
         reach, temperature = self.network.config.reach, float(self.network.temperature.detach())
         for pair in pairs:
             source, target = (self._described([image]) for image in (pair.source, pair.target))
-            with torch.inference_mode():
+            with exact(self._device):
                 plain, channels = self.network.compare(source, target)
                 refined = self.network.refine(plain, channels)[0]
                 height, width = refined.shape[:2]
@@ -173,7 +173,7 @@ class KBCNet(FeatureMatcher):
         """Per pair (N, h, w) refined similarity; NaN where the keypoint is undefined."""
         rows: list[Tensor] = []
         size = max(_BATCH_BYTES.get(torch.device(self._device).type, 0) // self._pair_bytes, 1)
-        with torch.inference_mode():
+        with exact(self._device):
             for start in range(0, len(pairs), size):
                 part = pairs[start : start + size]
                 cells = self._source_cells(part)
@@ -186,7 +186,7 @@ class KBCNet(FeatureMatcher):
 
     def _source_cells(self, pairs: Sequence[Pair]) -> Tensor:
         """(B, K, 2), filled up with NaN."""
-        cells = torch.full((len(pairs), max(len(pair.keypoints) for pair in pairs), 2), torch.nan)
+        cells = torch.full((len(pairs), max(len(pair.keypoints) for pair in pairs), 2), torch.nan, dtype=torch.float32)
         for row, pair in zip(cells, pairs, strict=True):
             inside = self._frame(pair.source).to_window(pair.keypoints)
             row[: len(inside)] = self.grid.to_cells(torch.as_tensor(inside)).float()

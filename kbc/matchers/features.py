@@ -16,7 +16,8 @@ from kbc.errors import InputError, MatcherError, must_be
 from kbc.geometry import Points, Window, as_size, cell_centres, defined
 from kbc.images import Image, fingerprint
 from kbc.matchers.protocol import short_repr
-from kbc.tensors import Grid, imagenet_normalised, sample, soft_peak, usable_device, warn_if_training
+from kbc.matchers.running import NetworkRunner
+from kbc.tensors import Grid, exact, imagenet_normalised, sample, soft_peak, usable_device, warn_if_training
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class FeatureMatcher:
         self.encoded = 0
         self._normalise = normalise
         self._device = device
+        self._runner = NetworkRunner(f"`encode` of matcher {name!r}", "C, h, w", device)
         self._cache = _Cache(cache_bytes)
         self._latest: WeakKeyDictionary[Pair, Tensor] = WeakKeyDictionary()
 
@@ -93,7 +95,8 @@ class FeatureMatcher:
         """
         import torch
 
-        keys = [fingerprint(image) for image in images]
+        mode = self._autocast()
+        keys = [fingerprint(image) + mode for image in images]
         found: dict[bytes, Tensor] = {}
         todo: dict[bytes, Image] = {}
         for key, image in zip(keys, images, strict=True):
@@ -107,8 +110,8 @@ class FeatureMatcher:
             for start in range(0, len(waiting), 8):  # larger batches gain nothing on a CPU and cost memory
                 part = waiting[start : start + 8]
                 batch = torch.stack([self._prepare(image) for _, image in part])
-                maps = self._checked(self.encode(batch), len(part))
-                maps = torch.nn.functional.normalize(maps.float(), dim=1)
+                maps = self._checked(self._runner.run(self.encode, batch))
+                maps = torch.nn.functional.normalize(maps, dim=1)
                 self.encoded += len(part)
                 for (key, _), values in zip(part, maps, strict=True):
                     found[key] = values
@@ -120,20 +123,16 @@ class FeatureMatcher:
 
         Free right after `match` of the same `Pair` objects.
         """
-        import torch
-
         found = {pair: values for pair in pairs if (values := self._latest.pop(pair, None)) is not None}
         missing = [pair for pair in pairs if pair not in found]
         found.update(zip(missing, self._compared(missing), strict=True))
-        with torch.inference_mode():
+        with exact(self._device):
             return [self._on_regular_cells(found[pair]).cpu().numpy() for pair in pairs]
 
     def _compared(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Per pair the similarity of its keypoints (N, h, w) with the target's own cells."""
-        import torch
-
         features = self.features([image for pair in pairs for image in (pair.source, pair.target)])
-        with torch.inference_mode():
+        with exact(self._device):
             return [
                 self._similarity(pair, source, target)
                 for pair, source, target in zip(pairs, features[::2], features[1::2], strict=True)
@@ -141,11 +140,10 @@ class FeatureMatcher:
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """The peak of each keypoint's similarity; the score is the similarity there."""
-        import torch
-
+        compared = self._compared(pairs)
         matches = []
-        with torch.inference_mode():
-            for pair, values in zip(pairs, self._compared(pairs), strict=True):
+        with exact(self._device):
+            for pair, values in zip(pairs, compared, strict=True):
                 self._latest[pair] = values  # kbc asks for it next
                 cells, score = soft_peak(values)
                 inside = self.grid.to_pixels(cells).double().cpu().numpy()
@@ -194,15 +192,19 @@ class FeatureMatcher:
             tensor = imagenet_normalised(tensor)
         return tensor
 
-    def _checked(self, maps: Tensor, count: int) -> Tensor:
+    def _autocast(self) -> bytes:
+        """Under what autocast of its caller `encode` runs: features are kept apart by it."""
         import torch
 
-        size_hw = self.input_size
+        kind = torch.device(self._device).type
+        return str(torch.get_autocast_dtype(kind)).encode() if torch.is_autocast_enabled(kind) else b""
 
-        if not isinstance(maps, torch.Tensor) or maps.ndim != 4 or maps.shape[0] != count:
-            shape = tuple(maps.shape) if isinstance(maps, torch.Tensor) else type(maps).__name__
-            text = f"`encode` of matcher {self.name!r} must give ({count}, C, h, w), received {shape}"
-            if isinstance(shape, tuple) and len(shape) == 3:
+    def _checked(self, maps: Tensor) -> Tensor:
+        size_hw = self.input_size
+        if maps.ndim != 4:
+            shape = tuple(maps.shape)
+            text = f"`encode` of matcher {self.name!r} must give ({len(maps)}, C, h, w), received {shape}"
+            if len(shape) == 3:
                 text += "; tokens (B, N, C) without [CLS] become a map by .transpose(1, 2).reshape(B, C, h, w)"
             raise MatcherError(text)
         for side, cells in zip(size_hw, maps.shape[2:], strict=True):
@@ -212,8 +214,6 @@ class FeatureMatcher:
                     f"{size_hw[0]}×{size_hw[1]} input, received {maps.shape[2]}×{maps.shape[3]} cells, one every "
                     f"{side / cells:.4g} px; is it `stride={side / cells:.4g}`?"
                 )
-        if not bool(torch.isfinite(maps).all()):
-            raise MatcherError(f"`encode` of matcher {self.name!r} must give finite features, received NaN or infinity")
         return maps
 
 

@@ -13,7 +13,8 @@ from kbc.errors import InputError, MatcherError, must_be
 from kbc.geometry import Window, as_size, defined
 from kbc.images import Image
 from kbc.matchers.protocol import short_repr
-from kbc.tensors import imagenet_normalised, sample, soft_peak, usable_device, warn_if_training
+from kbc.matchers.running import NetworkRunner
+from kbc.tensors import exact, imagenet_normalised, sample, soft_peak, usable_device, warn_if_training
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class _StretchedNetwork:
         self.max_batch = 8
         self._normalise = normalise
         self._device = device
+        self._runner = NetworkRunner(f"the network of matcher {name!r}", "…", device)
 
     __repr__ = short_repr
 
@@ -46,28 +48,7 @@ class _StretchedNetwork:
         with torch.inference_mode():
             source = torch.stack([self._prepare(pair.source) for pair in pairs])
             target = torch.stack([self._prepare(pair.target) for pair in pairs])
-            output = self._numbers(self.network(source, target))
-            if output.shape[:1] != (len(pairs),):
-                raise MatcherError(
-                    f"the network of matcher {self.name!r} must give ({len(pairs)}, …), received {tuple(output.shape)}"
-                )
-            return output
-
-    def _numbers(self, output: Any) -> Tensor:
-        """A tensor or a NumPy array as a float tensor on the device."""
-        import torch
-
-        who = f"the network of matcher {self.name!r}"
-        if isinstance(output, np.ndarray):
-            output = torch.from_numpy(output)
-        if not isinstance(output, torch.Tensor):
-            hint = "; of several give one, such as the last: lambda source, target: network(source, target)[-1]"
-            several = isinstance(output, (list, tuple, dict))
-            kind = type(output).__name__
-            raise MatcherError(f"{who} must give a tensor or a NumPy array, received {kind}{hint if several else ''}")
-        if not bool(torch.isfinite(output).all()):
-            raise MatcherError(f"{who} must give finite values, received NaN or inf")
-        return output.float().to(self._device)
+            return self._runner.run(self.network, source, target)
 
     def _prepare(self, image: Image) -> Tensor:
         import torch
@@ -102,10 +83,11 @@ class FlowMatcher(_StretchedNetwork):
         """Follow the flow from each keypoint, or find the target cell whose flow arrives at it."""
         if self._arrays:
             outputs = [self.network(self._cut(pair.source), self._cut(pair.target)) for pair in pairs]
-            flows = [self._channels_first(self._numbers(one), "(2, h, w) or (h, w, 2)", 3) for one in outputs]
+            flows = [self._channels_first(self._runner.numbers(one), "(2, h, w) or (h, w, 2)", 3) for one in outputs]
         else:
             flows = list(self._channels_first(self._run(pairs), "(B, 2, h, w) or (B, h, w, 2)", 4))
-        return [self._follow(pair, flow) for pair, flow in zip(pairs, flows, strict=True)]
+        with exact(self._device):
+            return [self._follow(pair, flow) for pair, flow in zip(pairs, flows, strict=True)]
 
     def _channels_first(self, flow: Tensor, expected: str, dimensions: int) -> Tensor:
         """x and y as the third axis from the end, wherever they were; refused where that cannot be told."""
@@ -179,7 +161,8 @@ class CorrelationMatcher(_StretchedNetwork):
         matches = []
         for pair, values in zip(pairs, self._rows(pairs), strict=True):
             self._kept[pair] = values  # kbc asks for it next
-            cells, score = soft_peak(values)
+            with exact(self._device):
+                cells, score = soft_peak(values)
             grid_hw = (values.shape[-2], values.shape[-1])
             frame = Window.whole((pair.target.shape[0], pair.target.shape[1]), grid_hw)
             points = frame.to_image(cells.to(torch.float64).cpu().numpy())
@@ -197,8 +180,6 @@ class CorrelationMatcher(_StretchedNetwork):
         return [(next(fresh) if values is None else values).cpu().numpy() for values in kept]
 
     def _rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        import torch
-
         volume = self._run(pairs)
         if volume.ndim == 3:
             source_grid = self._source_grid or _square(volume.shape[1], self.name)
@@ -208,14 +189,18 @@ class CorrelationMatcher(_StretchedNetwork):
                 f"matcher {self.name!r} must give (B, hs, ws, ht, wt) or (B, hs·ws, ht·wt), "
                 f"received {tuple(volume.shape)}"
             )
-        rows = []
-        for pair, values in zip(pairs, volume, strict=True):
-            maps = values.permute(2, 3, 0, 1).reshape(-1, *values.shape[:2])
-            cells = self._cells(pair.source, pair.keypoints, maps)
-            found = sample(maps, cells).mT.reshape(-1, *values.shape[2:])
-            known = torch.as_tensor(defined(pair.keypoints), device=found.device)
-            rows.append(torch.where(known[:, None, None], found, torch.nan))
-        return rows
+        with exact(self._device):
+            return [self._row(pair, values) for pair, values in zip(pairs, volume, strict=True)]
+
+    def _row(self, pair: Pair, values: Tensor) -> Tensor:
+        """(N, ht, wt) of a correlation (hs, ws, ht, wt)."""
+        import torch
+
+        maps = values.permute(2, 3, 0, 1).reshape(-1, *values.shape[:2])
+        cells = self._cells(pair.source, pair.keypoints, maps)
+        found = sample(maps, cells).mT.reshape(-1, *values.shape[2:])
+        known = torch.as_tensor(defined(pair.keypoints), device=found.device)
+        return torch.where(known[:, None, None], found, torch.nan)
 
 
 def _square(cells: int, name: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kbc.errors import KBCError, MatcherError
 from kbc.geometry import as_size, defined, far_outside
+from kbc.tensors import to_array
 from kbc.types import Match, Pair
 
 
@@ -72,8 +73,14 @@ def short_repr(matcher: object) -> str:
     return f"{type(matcher).__name__}({matcher_name(matcher)!r}{shown})"
 
 
-def run_matcher(matcher: Matcher, pairs: Sequence[Pair]) -> list[Match]:
+def run_matcher(matcher: Matcher, pairs: Sequence[Pair], asked: Sequence[int] | None = None) -> list[Match]:
     """Call a matcher in batches it can hold and refuse what cannot be an answer.
+
+    Args:
+        matcher: the matcher.
+        pairs: what to ask.
+        asked: how many points of each pair its user asked for, the first ones; by default all. What cannot be an
+            answer to a further one is none.
 
     Raises:
         MatcherError: the matcher raised, or gave back another number of matches or points, an answer that is not
@@ -81,12 +88,12 @@ def run_matcher(matcher: Matcher, pairs: Sequence[Pair]) -> list[Match]:
     """
     name = matcher_name(matcher)
     size = max(int(getattr(matcher, "max_batch", None) or 1), 1)
-    found: list[Match] = []
+    answers: list[Any] = []
     for start in range(0, len(pairs), size):
         batch = list(pairs[start : start + size])
-        answers = _one_per_pair(f"matcher {name!r}", "Match", matcher.match, batch)
-        found.extend(checked(name, pair, answer) for pair, answer in zip(batch, answers, strict=True))
-    return found
+        answers += _one_per_pair(f"matcher {name!r}", "Match", matcher.match, batch)
+    counts = [len(pair.keypoints) for pair in pairs] if asked is None else asked
+    return [checked(name, *one) for one in zip(pairs, answers, counts, strict=True)]
 
 
 def _one_per_pair(who: str, kind: str, ask: Callable[..., Any], pairs: Sequence[Pair], **options: Any) -> list[Any]:
@@ -102,28 +109,31 @@ def _one_per_pair(who: str, kind: str, ask: Callable[..., Any], pairs: Sequence[
     return answers
 
 
-def checked(name: str, pair: Pair, answer: Match) -> Match:
-    """The answer as float64 with undefined points NaN, or a `MatcherError` that names the matcher."""
+def checked(name: str, pair: Pair, answer: Match, asked: int) -> Match:
+    """The answer as float64 with undefined points NaN, or a `MatcherError` that names it; see `run_matcher`."""
     points = as_numbers(name, "keypoints", getattr(answer, "keypoints", answer))
     wanted = pair.keypoints.shape
     if points.shape != wanted:
         raise MatcherError(f"matcher {name!r} must give keypoints of shape {wanted}, received {points.shape}")
-    if np.isinf(points).any():
+    if np.isinf(points[:asked]).any():
         raise MatcherError(f"matcher {name!r} must give finite points or NaN, received infinite coordinates")
-    points = np.where(defined(pair.keypoints)[:, None] & defined(points)[:, None], points, np.nan)
     height, width = pair.target.shape[:2]
     far = far_outside(points, (height, width))
-    if far.any():
+    points = np.where((defined(pair.keypoints) & defined(points))[:, None], points, np.nan)
+    wrong = far[:asked] & defined(points[:asked])
+    if wrong.any():
+        first = [float(f"{value:.6g}") for value in points[:asked][wrong][0]]
         raise MatcherError(
             f"matcher {name!r} must answer in the target's pixels ({width}×{height}), received "
-            f"{points[far][0].round(1).tolist()}; does it answer in its own input size?"
+            f"{first}; does it answer in its own input size?"
         )
+    points[far] = np.nan
     score = getattr(answer, "score", None)
     if score is not None:
         score = as_numbers(name, "scores", score)
         if score.shape != wanted[:1]:
             raise MatcherError(f"matcher {name!r} must give one score per point {wanted[:1]}, received {score.shape}")
-        if np.isinf(score).any():
+        if np.isinf(score[:asked]).any():
             raise MatcherError(f"matcher {name!r} must give finite scores or NaN, received infinite ones")
         score = np.where(defined(pair.keypoints), score, np.nan)
     return Match(points, score)
@@ -152,11 +162,9 @@ def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[
 
 
 def as_numbers(name: str, what: str, values: Any, dtype: type = np.float64) -> npt.NDArray[Any]:
-    """An array of an array, a list or a tensor on any device."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
+    """`to_array`, or a `MatcherError` that says what was received instead."""
     try:
-        return np.asarray(values, dtype=dtype)
-    except (TypeError, ValueError) as error:
-        raise MatcherError(f"matcher {name!r} must give numbers as {what}, received {values!r:.60}") from error
+        return to_array(values, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        told = type(values).__name__
+        raise MatcherError(f"matcher {name!r} must give real numbers as {what}, received {told}: {error}") from error
