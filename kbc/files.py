@@ -37,6 +37,14 @@ MAX_BYTES = 512 * 2**20
 """Bytes that a file of annotations, pairs or points may have; COCO's largest official one has 470 million."""
 
 
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; False too for a name that the file system cannot hold, or with a NUL."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """The content of a regular file of at most `most` bytes.
 
@@ -52,10 +60,12 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
         if status.st_size > most:
             raise DataError(f"{path}: must have at most {most:,} bytes, received {status.st_size:,}")
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            content = file.read(status.st_size + 1)  # Python sets aside what it is asked for
+            if len(content) > status.st_size:  # it has grown meanwhile, or its size is not told (/proc)
+                content += file.read(most + 1 - len(content))
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if len(content) > most:  # it has grown meanwhile, or its size is not told (/proc)
+    if len(content) > most:
         raise DataError(f"{path}: must have at most {most:,} bytes, received more")
     return content
 

@@ -44,8 +44,9 @@ def as_points(points: object, argument: str = "keypoints") -> Points:
     Raises:
         InputError: not numeric, or not of shape (N, 2), or infinite; a table without the columns x and y.
     """
+    given = _xy_columns(points, argument)
     try:
-        array: Points = to_array(_xy_columns(points, argument)).copy()
+        array: Points = to_array(given).copy()
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(must_be(argument, "numbers of shape (N, 2)", f"{type(points).__name__} ({error})")) from error
     if array.size == 0:

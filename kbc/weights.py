@@ -6,6 +6,7 @@ so never more than the file's own size; a compressed .npz may be `MAX_UNFOLD` ti
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from kbc.errors import DataError, InputError, must_be
-from kbc.files import as_path, written_whole
+from kbc.files import as_path, is_file, written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -120,12 +121,19 @@ def save_safetensors(
         file.write(content)
 
 
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of names and values, whatever their order: a file in which a bit has flipped reads as other values."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(tensors.items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _existing(path: Path) -> Path:
-    try:
-        found = path.is_file()
-    except (OSError, ValueError):  # a name that the file system cannot hold, or with a NUL
-        found = False
-    if not found:
+    if not is_file(path):
         raise InputError(must_be("weights", "an existing weight file", repr(str(path)), "check the path"))
     return path
 

@@ -115,7 +115,7 @@ def test_what_are_no_real_numbers_is_refused_by_its_name(change: Callable[[Any],
         kbc.from_flow(lambda s, t: change(still(s, t)), size=128),
         kbc.as_matcher(lambda s, t, k: change(k), image="tensor"),
     ):
-        with pytest.raises(MatcherError, match=f"must give real numbers.*{cause}"):
+        with pytest.raises(MatcherError, match=f"(?s)must give numbers.*{cause}"):
             kbc.wrap(matcher).match([pair()])
     with pytest.raises(InputError, match=f"`keypoints` must be numbers.*{cause}"):
         kbc.Pair(pair().source, pair().target, change(torch.tensor(POINTS)))
@@ -211,13 +211,14 @@ def test_an_encoder_that_fails_at_every_batch_says_why() -> None:
         )
 
 
-def test_a_wavering_network_is_warned_of_once() -> None:
+def test_a_wavering_encoder_is_warned_of_once() -> None:
     dropout = torch.nn.Dropout(0.5)
-    for build in (
-        lambda: kbc.from_features(lambda x: dropout(patches(x)), 8, size=128),
-        lambda: kbc.from_correlation(lambda s, t: dropout(correlated(s, t)), size=128),
+    calls: list[int] = []
+    for encode in (
+        lambda x: dropout(patches(x)),
+        lambda x: patches(x).roll(calls.append(1) or len(calls), 1),  # type: ignore[func-returns-value]
     ):
-        matcher = build()
+        matcher = kbc.from_features(encode, 8, size=128)
         with pytest.warns(UserWarning, match="answers otherwise when it is asked again"):
             matcher.match([pair()])
         with warnings.catch_warnings():

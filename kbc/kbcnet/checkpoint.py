@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from kbc.errors import DataError, InputError, must_be
-from kbc.files import write_json
+from kbc.files import is_file, read_json, write_json
 from kbc.kbcnet.backbone import resnet_weights
 from kbc.kbcnet.config import ModelConfig
 from kbc.kbcnet.model import Network
-from kbc.weights import load_safetensors, save_safetensors
+from kbc.weights import load_safetensors, save_safetensors, tensors_digest
 
 FORMAT = "kbcnet-1"
 _NETWORK = "backbone.network."
@@ -30,6 +28,7 @@ class Card(BaseModel):
         model: the architecture.
         learned_coarse: the deepest layer was learned, because the backbone's weights end before it.
         backbone_digest: of the backbone's weights when they are not in the file, else None.
+        weights_digest: of the weights in the file; None in checkpoints of earlier versions.
         training: how the weights came about.
     """
 
@@ -39,6 +38,7 @@ class Card(BaseModel):
     model: ModelConfig
     learned_coarse: bool = False
     backbone_digest: str | None = None
+    weights_digest: str | None = None
     training: dict[str, Any] = {}
 
 
@@ -61,6 +61,7 @@ def save_checkpoint(
         model=network.config,
         learned_coarse=network.backbone.learned_coarse,
         backbone_digest=digest,
+        weights_digest=tensors_digest(state),
         training=training or {},
     )
     save_safetensors(tensors, state, {"format": FORMAT})
@@ -92,19 +93,23 @@ def load_checkpoint(path: str | Path, backbone_weights: str | Path | None = None
             raise DataError(must_be("backbone_weights", "the ones this checkpoint was trained with", received))
     elif backbone_weights is not None:
         raise InputError(must_be("backbone_weights", "None: the checkpoint holds its own", repr(str(backbone_weights))))
-    fill(network, state, str(tensors), without_backbone=card.backbone_digest is not None)
+    without_backbone = card.backbone_digest is not None
+    fill(network, state, str(tensors), without_backbone=without_backbone)
+    if card.weights_digest not in (None, _own_digest(network, without_backbone)):
+        hint = f"copy both files again; if you changed it yourself, take weights_digest out of {described.name}"
+        raise DataError(must_be("weights", "those that the .json speaks of", f"others in {str(tensors)!r}", hint))
     return network.float().eval(), card  # whatever the default dtype is
 
 
 def read_card(path: str | Path) -> Card:
     """The JSON of a checkpoint. Errors as `load_checkpoint`."""
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(must_be("weights", "a KBCNet checkpoint with its .json", repr(str(path)), "check the path"))
     try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(must_be("weights", "a KBCNet checkpoint", f"{str(path)!r}: {error}")) from error
+        values = read_json(path)
+    except DataError as error:
+        raise DataError(must_be("weights", "a KBCNet checkpoint", str(error))) from error
     written = values.get("format", FORMAT) if isinstance(values, dict) else FORMAT
     if written != FORMAT:  # asked first: a newer form may have other fields
         hint = "a newer kbc wrote it: update kbc" if str(written).startswith("kbcnet-") else ""
@@ -161,8 +166,10 @@ def empty_network(config: ModelConfig, *, learned_coarse: bool = False, seed: in
 
 def backbone_digest(network: Network) -> str:
     """Of the ResNet layers that are used: the same for a truncated and for a whole weight file."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(network.backbone.network.state_dict().items()):
-        if not name.endswith("num_batches_tracked"):
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    state = network.backbone.network.state_dict()
+    return tensors_digest({name: value for name, value in state.items() if not name.endswith("num_batches_tracked")})
+
+
+def _own_digest(network: Network, without_backbone: bool) -> str:
+    state = network.state_dict()
+    return tensors_digest({n: v for n, v in state.items() if not (without_backbone and n.startswith(_NETWORK))})

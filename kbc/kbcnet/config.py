@@ -9,9 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kbc.errors import InputError, must_be
 
 _M = TypeVar("_M", bound=BaseModel)
-_Positive = Annotated[float, Field(gt=0)]
+_Share = Annotated[float, Field(gt=0, le=4)]
 GROUPS = 8
 """Of the tiny backbone's group norms."""
+MAX_CHANNELS = 2048
+"""Of any layer: what a JSON file asks for is bounded before it is built. Our choice; a ResNet-101 ends in as many."""
+MAX_BYTES = 512 * 2**20
+"""Of the tiny backbone's weights. Our choice; the one that comes with kbc has 2 MB."""
+
+_Width = Annotated[int, Field(ge=GROUPS, le=MAX_CHANNELS, multiple_of=GROUPS)]
 
 
 class ModelConfig(BaseModel):
@@ -46,19 +52,19 @@ class ModelConfig(BaseModel):
     layers: tuple[int, int, int] = (2, 3, 4)
     hypercolumn: tuple[int, ...] = (2, 3)
     input_size: Annotated[int, Field(ge=32, le=4096)] = 256
-    widths: tuple[Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)], ...] = (32, 64, 128)
-    blocks: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 2)
+    widths: Annotated[tuple[_Width, ...], Field(max_length=8)] = (32, 64, 128)
+    blocks: Annotated[tuple[Annotated[int, Field(ge=0, le=64)], ...], Field(max_length=8)] = (1, 2, 2)
     csfa: bool = True
-    csfa_dim: Annotated[int, Field(ge=8)] = 64
-    csfa_heads: Annotated[int, Field(ge=1)] = 4
-    decoder: tuple[Annotated[int, Field(ge=1)], ...] = (16, 16)
+    csfa_dim: Annotated[int, Field(ge=8, le=MAX_CHANNELS)] = 64
+    csfa_heads: Annotated[int, Field(ge=1, le=64)] = 4
+    decoder: Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(max_length=16)] = (16, 16)
     kernel: Literal[3, 5, 7] = 3
-    position_sigma: Annotated[float, Field(gt=0)] | None = 0.2
-    votes: tuple[tuple[_Positive, _Positive], ...] = ((0.12, 0.09), (0.2, 0.09))
-    vote_pool: Annotated[int, Field(ge=1)] = 1
-    vote_weight: Annotated[float, Field(ge=0)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 0.05
-    reach: Annotated[int, Field(ge=1)] = 2
+    position_sigma: Annotated[float, Field(gt=0, le=100)] | None = 0.2
+    votes: Annotated[tuple[tuple[_Share, _Share], ...], Field(max_length=8)] = ((0.12, 0.09), (0.2, 0.09))
+    vote_pool: Annotated[int, Field(ge=1, le=64)] = 1
+    vote_weight: Annotated[float, Field(ge=0, le=1000)] = 0.5
+    temperature: Annotated[float, Field(gt=0, le=100)] = 0.05
+    reach: Annotated[int, Field(ge=1, le=64)] = 2
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -70,6 +76,9 @@ class ModelConfig(BaseModel):
             raise ValueError(must_be("hypercolumn", f"some of the layers {self.layers}", self.hypercolumn))
         if len(self.widths) != len(self.blocks):
             raise ValueError(must_be("blocks", f"one number per width {self.widths}", self.blocks))
+        size = 4 * 9 * sum(w * w * (2 * n + 1) for w, n in zip(self.widths, self.blocks, strict=True))
+        if size > MAX_BYTES:
+            raise ValueError(must_be("blocks", f"of at most {MAX_BYTES:,} bytes of weights", f"{size:,}"))
         if self.csfa_dim % (4 * self.csfa_heads):
             raise ValueError(must_be("csfa_dim", f"a multiple of 4 · {self.csfa_heads} heads", self.csfa_dim))
         return self

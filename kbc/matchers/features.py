@@ -111,6 +111,7 @@ class FeatureMatcher:
                 part = waiting[start : start + 8]
                 batch = torch.stack([self._prepare(image) for _, image in part])
                 maps = self._checked(self._runner.run(self.encode, batch))
+                self._runner.examine(self.encode, batch, maps)
                 maps = torch.nn.functional.normalize(maps, dim=1)
                 self.encoded += len(part)
                 for (key, _), values in zip(part, maps, strict=True):

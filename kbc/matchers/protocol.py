@@ -166,5 +166,5 @@ def as_numbers(name: str, what: str, values: Any, dtype: type = np.float64) -> n
     try:
         return to_array(values, dtype)
     except (TypeError, ValueError, OverflowError) as error:
-        told = type(values).__name__
-        raise MatcherError(f"matcher {name!r} must give real numbers as {what}, received {told}: {error}") from error
+        received = f"{values!r:.60} ({error})"
+        raise MatcherError(f"matcher {name!r} must give numbers as {what}, received {received}") from error

@@ -22,8 +22,7 @@ _STEADY = 0.1
 class NetworkRunner:
     """Calls a network in batches, or one by one where it takes or gives no more than one.
 
-    Its numbers come back as finite float32 on `device`, whatever floating type and device they had. Its first answer
-    is asked for twice: where the second is another, there is one warning.
+    Its numbers come back as finite float32 on `device`, whatever floating type and device they had.
 
     Args:
         who: for messages, e.g. "`encode` of matcher 'hog'".
@@ -44,11 +43,7 @@ class NetworkRunner:
         Raises:
             MatcherError: no tensor, another number of answers, or numbers that are not real and finite.
         """
-        found = self._alone(network, inputs) if self._one_by_one else self._together(network, inputs)
-        if not self._examined:
-            self._examined = True
-            self._examine(network, inputs, found[:1])
-        return found
+        return self._alone(network, inputs) if self._one_by_one else self._together(network, inputs)
 
     def _together(self, network: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Tensor:
         try:
@@ -91,14 +86,19 @@ class NetworkRunner:
         try:
             values = real(output).to(self.device, torch.float32)
         except TypeError as error:
-            raise MatcherError(f"{self.who} must give real numbers, received {error}") from error
+            raise MatcherError(f"{self.who} must give numbers, received {error}") from error
         if not bool(torch.isfinite(values).all()):
             raise MatcherError(f"{self.who} must give finite values, received NaN or infinity")
         return values
 
-    def _examine(self, network: Callable[..., Any], inputs: tuple[Tensor, ...], first: Tensor) -> None:
+    def examine(self, network: Callable[..., Any], images: Tensor, answers: Tensor) -> None:
+        """Ask for the first of the images (B, …) once more, the first time this is called; warn of another answer."""
+        if self._examined:
+            return
+        self._examined = True
+        first = answers[:1]
         try:
-            again = self._call(network, tuple(x[:1] for x in inputs))
+            again = self._call(network, (images[:1],))
         except Exception:  # it takes no batch of one
             return
         if again.shape != first.shape or bool((again - first).norm() > _STEADY * first.norm()):

@@ -62,7 +62,7 @@ def indices_of(recipe: Recipe, step: int) -> list[int]:
     return [int(i) for i in np.random.default_rng([recipe.seed, step, 1]).integers(recipe.pool, size=recipe.batch)]
 
 
-def batches(mixture: Mixture, pool: FeaturePool | None, chosen: list[list[int]], workers: int) -> Iterable[Batch]:
+def batches(mixture: Mixture, pool: FeaturePool | None, chosen: Iterable[list[int]], workers: int) -> Iterable[Batch]:
     """The pairs of each step as one batch: from the pool, or drawn by worker processes (0: between the steps)."""
     if pool is not None:
         return map(pool.batch, chosen)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kbc.errors import InputError, must_be
+from kbc.errors import DataError, InputError, must_be
+from kbc.files import as_path, is_file, read_json
 from kbc.kbcnet.config import ModelConfig, parse
 from kbc.kbcnet.training.sources import PhotosData, ScenesData, read_split
 
@@ -51,14 +52,14 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=100)
     model: ModelConfig
     data: tuple[Annotated[ScenesData | PhotosData, Field(discriminator="kind")], ...] = Field(min_length=1)
     mix: tuple[Annotated[float, Field(gt=0)], ...] = ()
     backbone_weights: str | None = None
-    pool: Annotated[int, Field(ge=1)] | None = None
-    steps: Annotated[int, Field(ge=1)]
-    batch: Annotated[int, Field(ge=1)] = 16
+    pool: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    steps: Annotated[int, Field(ge=1, le=100_000_000)]
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 16
     seed: Annotated[int, Field(ge=0)] = 0
     lr: Annotated[float, Field(gt=0)] = 1e-3
     backbone_lr: Annotated[float, Field(ge=0)] = 1e-3
@@ -75,11 +76,15 @@ class Recipe(BaseModel):
     end_point_weight: Annotated[float, Field(ge=0)] = 0.1
     part_weight: Annotated[float, Field(ge=0)] = 0.5
     validate_every: Annotated[int, Field(ge=1)] = 200
-    validate_pairs: Annotated[int, Field(ge=0)] = 64
+    validate_pairs: Annotated[int, Field(ge=0, le=100_000)] = 64
     save_every: Annotated[int, Field(ge=1)] = 200
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        if self.name.lower() == "last":
+            raise ValueError(
+                must_be("name", "another one: last.safetensors is what a run goes on from", repr(self.name))
+            )
         if self.pool is not None and self.late_size is not None:
             raise ValueError(must_be("late_size", "left out with a pool, whose pairs are drawn once", self.late_size))
         return self
@@ -134,14 +139,14 @@ def read_recipe(path: str | Path, changes: dict[str, Any] | None = None) -> Reci
         InputError: no such file, no JSON, or a field that is unknown or wrong.
     """
     own = CONFIGS / f"{path}.json"
-    file = own if own.is_file() else Path(path)
-    if not file.is_file():
+    file = own if is_file(own) else as_path(path, "config")
+    if not is_file(file):
         names = ", ".join(sorted(p.stem for p in CONFIGS.glob("kbcnet-*.json")))
         raise InputError(must_be("config", f"a JSON file, or one of {names}", repr(str(path))))
     try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(must_be("config", "JSON", f"{str(file)!r} ({error})")) from error
+        values = read_json(file)
+    except DataError as error:
+        raise DataError(must_be("config", "a recipe in JSON", str(error))) from error
     for field, value in (changes or {}).items():
         _change(values, field, value)
     return parse(Recipe, values, "config")

@@ -18,7 +18,7 @@ from kbc.kbcnet.model import Network
 from kbc.kbcnet.training.objective import Objective
 from kbc.kbcnet.training.recipe import Recipe
 from kbc.kbcnet.training.sources import expanded
-from kbc.weights import load_metadata, load_safetensors, save_safetensors
+from kbc.weights import load_metadata, load_safetensors, save_safetensors, tensors_digest
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -105,8 +105,9 @@ class State:
 
 def save(state: State, path: Path) -> None:
     """Everything to go on from, in one file that appears whole or not at all."""
+    tensors = state.state_dict()
     about = {"step": str(state.step), "recipe": state.recipe.digest(), "pck": str(state.pck)}
-    save_safetensors(path, state.state_dict(), about)
+    save_safetensors(path, tensors, about | {"digest": tensors_digest(tensors)})
 
 
 Saved = tuple[dict[str, str], dict[str, Tensor]]
@@ -134,6 +135,10 @@ def restore(state: State, saved: Saved, path: Path) -> None:
         raise InputError(must_be("out", "a folder of a run under the same recipe", repr(str(path.parent)), hint))
     try:
         state.step, state.pck = int(about["step"]), float(about.get("pck", "nan"))
+        if not 0 <= state.step <= state.recipe.steps:
+            raise ValueError(f"it is at step {state.step} of {state.recipe.steps}")
+        if about.get("digest") != tensors_digest(tensors):
+            raise ValueError("its values are not those that were written")
         state.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise DataError(must_be("out", "a folder with a whole last.safetensors", f"{path} ({error})")) from error

@@ -170,7 +170,8 @@ def _loop(state: State, mixture: Mixture, options: Options, world: World, last: 
     own = slice(world.rank * share, (world.rank + 1) * share)
     steps = range(state.step, end)
     started = time.monotonic()
-    drawn = batches(mixture, pool, [indices_of(recipe, step)[own] for step in steps], options.workers)
+    chosen = (indices_of(recipe, step)[own] for step in steps)  # one after the other: there may be millions
+    drawn = batches(mixture, pool, chosen, options.workers)
     with progress_bar("step", options.progress and first) as show:
         for batch in drawn:
             values = update(state, objective, on_device(batch, world.device), options.amp)
