@@ -23,7 +23,8 @@ from kbc.cli.points import typed_points
 from kbc.cli.ui_guard import MAX_UPLOAD, guarded
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
-from kbc.files import write_json
+from kbc.files import read_bytes, write_json
+from kbc.headers import stated_size
 from kbc.images import require_cv2
 from kbc.types import MatchResult, Pair
 
@@ -215,18 +216,10 @@ def answer(
 
 
 def _check_pixels(name: str, path: str) -> None:
-    """Refuse an image by what its header says, before it fills the memory; what cannot be read is refused later."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise InputError(must_be(name, f"at most {MAX_PIXELS:,} pixels", "far more", "scale it down")) from error
-    except (UnidentifiedImageError, OSError, ValueError):
-        return
-    if width * height > MAX_PIXELS:
-        raise InputError(must_be(name, f"at most {MAX_PIXELS:,} pixels", f"{width}×{height}", "scale it down"))
+    """Refuse an image by what its header says, before it fills the memory; what states no size is refused later."""
+    size = stated_size(read_bytes(Path(path)))
+    if size is not None and size[0] * size[1] > MAX_PIXELS:
+        raise InputError(must_be(name, f"at most {MAX_PIXELS:,} pixels", f"{size[1]}×{size[0]}", "scale it down"))
 
 
 def _keep_newest(folder: Path) -> None:

@@ -86,7 +86,6 @@ def test_the_points_field_reads_no_file(name: str, tmp_path: Path) -> None:
 
 
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
-    pytest.importorskip("PIL", reason="Pillow comes with Gradio")
     big = tmp_path / "big.png"
     cv2.imwrite(str(big), np.zeros((8000, 8000), np.uint8))
     with pytest.raises(InputError, match=r"`target` must be at most 50,000,000 pixels, received 8000×8000"):
