@@ -82,7 +82,7 @@ def load_checkpoint(path: str | Path, backbone_weights: str | Path | None = None
     tensors, described = _files(path)
     card = read_card(described)
     state = load_safetensors(tensors)
-    network = empty_network(card.model, learned_coarse=card.learned_coarse)
+    network = empty_network(card.model, learned_coarse=card.learned_coarse).float()  # whatever the default dtype is
     if card.backbone_digest is not None:
         if backbone_weights is None:
             hint = f"this checkpoint was trained on frozen {card.model.backbone} weights and does not hold them"
@@ -98,7 +98,7 @@ def load_checkpoint(path: str | Path, backbone_weights: str | Path | None = None
     if card.weights_digest not in (None, _own_digest(network, without_backbone)):
         hint = f"copy both files again; if you changed it yourself, take weights_digest out of {described.name}"
         raise DataError(must_be("weights", "those that the .json speaks of", f"others in {str(tensors)!r}", hint))
-    return network.float().eval(), card  # whatever the default dtype is
+    return network.eval(), card
 
 
 def read_card(path: str | Path) -> Card:
