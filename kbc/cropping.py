@@ -100,6 +100,13 @@ def crop_pair(
 
     Raises:
         InputError: no point is defined on both sides, the numbers of points differ, or a wrong size.
+
+    >>> import kbc
+    >>> photo = np.zeros((480, 640, 3), np.uint8)
+    >>> points = np.array([[300.0, 200.0], [340.0, 240.0]])
+    >>> cropped = kbc.crop_pair(kbc.Pair(photo, photo, points), points + 5, size_hw=256)
+    >>> cropped.pair.source.shape, cropped.pair.keypoints.shape
+    ((256, 256, 3), (2, 2))
     """
     config = config or KBCConfig()
     out_hw = None if size_hw is None else as_size(size_hw, "size_hw")

@@ -7,23 +7,51 @@ from collections.abc import Iterable
 
 
 class KBCError(Exception):
-    """Base class of every error raised on purpose by kbc."""
+    """Base class of every error raised on purpose by kbc.
+
+    >>> issubclass(InputError, KBCError) and issubclass(MatcherError, KBCError)
+    True
+    """
 
 
 class InputError(KBCError, ValueError):
-    """An argument is not what the function documents."""
+    """An argument is not what the function documents.
+
+    >>> import kbc
+    >>> kbc.wrap("hog")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    kbc.errors.InputError: `matcher` must be a Matcher ...; load_matcher('hog') makes a matcher of a name
+    """
 
 
 class DataError(InputError):
-    """A file or a data set on disk is missing, broken or inconsistent."""
+    """A file or a data set on disk is missing, broken or inconsistent.
+
+    >>> import kbc.data
+    >>> kbc.data.open_dataset("coco", "absent")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    kbc.errors.DataError: ...
+    """
 
 
 class MatcherError(KBCError, RuntimeError):
-    """A matcher raised, or gave back something that cannot be an answer. The message names the matcher."""
+    """A matcher raised, or gave back something that cannot be an answer. The message names the matcher.
+
+    >>> import numpy as np, kbc
+    >>> photo = np.zeros((40, 60, 3), np.uint8)
+    >>> first = kbc.as_matcher(lambda source, target, keypoints: keypoints[:1], name="first")
+    >>> first.match([kbc.Pair(photo, photo, [[4, 5], [51, 8]])])
+    Traceback (most recent call last):
+    kbc.errors.MatcherError: matcher 'first' must give keypoints of shape (2, 2), received (1, 2)
+    """
 
 
 class MissingDependencyError(KBCError, ImportError):
-    """An optional package is needed for what was asked; the message gives the install line."""
+    """An optional package is needed for what was asked; the message gives the install line.
+
+    >>> issubclass(MissingDependencyError, ImportError)
+    True
+    """
 
 
 def must_be(argument: str, expected: str, received: object, hint: str = "") -> str:

@@ -119,6 +119,10 @@ class Box:
 
     Attributes:
         x0, y0, x1, y1: left, top, right and bottom edge, pixels; `x1 - x0` is the width.
+
+    >>> box = Box(300, 200, 420, 330)
+    >>> box.longest, box.clipped((240, 400)).xyxy  # an image of height 240 and width 400
+    (130, (300, 200, 400.0, 240.0))
     """
 
     x0: float
@@ -231,6 +235,12 @@ class Window:
         box: what is cut, at whole pixel edges inside the image, so that the cut is a view and one resampling suffices.
         size_hw: (height, width) of the cut-out after resampling.
         mirrored: whether the cut-out is turned left to right, as in a mirror.
+
+    >>> window = Window(Box(100, 50, 200, 150), (400, 400))
+    >>> window.to_window(np.array([[100.0, 50.0]])).tolist()  # a pixel's centre, enlarged four times
+    [[1.5, 1.5]]
+    >>> window.to_image(np.array([[1.5, 1.5]])).tolist()
+    [[100.0, 50.0]]
     """
 
     box: Box

@@ -61,6 +61,9 @@ def load_image(image: ImageLike, argument: str = "image") -> Image:
     Raises:
         InputError: a missing, empty or broken file, more than `MAX_PIXELS`, a wrong shape, dtype or range, a masked
             array.
+
+    >>> load_image(np.full((2, 3), 0.5)).tolist()[0][0]  # grey, in [0, 1]
+    [128, 128, 128]
     """
     given: Any = image
     if isinstance(given, (str, os.PathLike)):

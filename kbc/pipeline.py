@@ -50,7 +50,12 @@ class _Work:
 
 
 class KBCMatcher:
-    """A matcher with KBC around it; itself a matcher. Built by `wrap`."""
+    """A matcher with KBC around it; itself a matcher. Built by `wrap`.
+
+    >>> import kbc
+    >>> kbc.wrap(kbc.load_matcher("hog"), budget="balanced")
+    KBCMatcher(FeatureMatcher('hog', 256×256 px), localizer='best', budget='balanced')
+    """
 
     def __init__(self, matcher: Matcher, config: KBCConfig, tuning: Tuning = TUNING) -> None:
         self.matcher = matcher

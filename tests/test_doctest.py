@@ -24,3 +24,8 @@ def test_examples_run(path: Path) -> None:
     found = doctest.testmod(import_module(name))
     assert found.attempted
     assert not found.failed
+
+
+@pytest.mark.parametrize("name", sorted(set(kbc.__all__) - {"__version__"}))
+def test_every_public_name_has_an_example(name: str) -> None:
+    assert ">>> " in (getattr(kbc, name).__doc__ or "")

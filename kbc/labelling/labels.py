@@ -34,6 +34,11 @@ class Exemplar:
 
     Raises:
         InputError: names that are missing, empty or given twice, or no visible point.
+
+    >>> import numpy as np
+    >>> photo = np.zeros((40, 60, 3), np.uint8)
+    >>> Exemplar(photo, names=("nose", "tail"), keypoints=[[4, 5], [51, 8]]).category
+    'object'
     """
 
     image: ImageLike

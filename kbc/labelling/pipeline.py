@@ -105,6 +105,13 @@ def transfer(
     Raises:
         InputError: before anything is matched: no exemplar, one whose picture cannot be read or whose points lie far
             outside it, a number out of range, or a wrapped matcher that gives no confidence.
+
+    >>> import kbc, numpy as np
+    >>> photo = np.zeros((40, 60, 3), np.uint8)
+    >>> labelled = kbc.Exemplar(photo, names=("nose", "tail"), keypoints=[[4, 5], [51, 8]])
+    >>> found = kbc.transfer([labelled], [photo, photo], lambda source, target, keypoints: keypoints)
+    >>> len([one.objects for one in found])
+    2
     """
     labeller = Labeller(exemplars, matcher, instances, ask, min_confidence)
     return (labeller(image, None if boxes is None else boxes.get(image, ())) for image in images)

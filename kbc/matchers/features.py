@@ -281,6 +281,10 @@ def from_features(
 
     Raises:
         InputError: `encode` is no function, a stride or size that is not positive, a device that is not there.
+
+    >>> import kbc, torch
+    >>> kbc.from_features(torch.nn.Conv2d(3, 64, 16, stride=16), stride=16, size=224)  # (B, 3, H, W) -> (B, C, h, w)
+    FeatureMatcher('features', 224×224 px)
     """
     if not callable(encode):
         expected = "a function (B, 3, H, W) -> (B, C, h, w)"

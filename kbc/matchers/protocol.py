@@ -27,6 +27,15 @@ class Matcher(Protocol):
     - `shares_features` (bool): features are cached per image, so a further pair of known images costs next to nothing;
     - `support_points` (int): how many points it may be asked beside the keypoints, in the same call (about 80 by
       default); fewer, or 0, where every point costs.
+
+    >>> class Stays:
+    ...     name = "stays"
+    ...
+    ...     def match(self, pairs):
+    ...         return [Match(pair.keypoints) for pair in pairs]
+    >>> import kbc
+    >>> kbc.wrap(Stays()).name
+    'stays+kbc'
     """
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
@@ -40,6 +49,10 @@ class SimilarityMatcher(Protocol):
 
     kbc asks for the maps of the very `Pair` objects it has just had matched, and counts that as free: keep what
     `match` computed (a `weakref.WeakKeyDictionary` by pair, or features by image).
+
+    >>> import kbc
+    >>> isinstance(kbc.load_matcher("hog"), SimilarityMatcher)
+    True
     """
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
