@@ -32,7 +32,7 @@ _SHRINKS = (1.0, 2.0, 3.0, 5.0)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc eval`."""
-    data = parser.add_argument_group("what on")
+    data = parser.add_argument_group("data")
     data.add_argument("--data", choices=list(KINDS), help="kind of data set")
     data.add_argument("--root", help="its folder, in the official layout")
     data.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="e.g. split=val")
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--strict", action="store_true", help="stop before the first match if anything in the data is wrong"
     )
-    run = parser.add_argument_group("what with")
+    run = parser.add_argument_group("matchers")
     run.add_argument(
         "--matcher",
         action="append",
@@ -63,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a field of kbc.KBCConfig"
     )
-    how = parser.add_argument_group("how measured")
+    how = parser.add_argument_group("protocol")
     how.add_argument("--alpha", default="0.05,0.1,0.15", help="tolerances (default 0.05,0.1,0.15)")
     how.add_argument("--threshold", choices=("auto", "bbox", "bbox-kp", "img", "bbox-kp-padded"), default="auto")
     how.add_argument("--frame", default="original", help="original (default), or HxW for the stretched frame")
@@ -72,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--instance", choices=("own", "any"), default="own",
         help="any: a point may lie on any object of the kind in the target picture; by default a further column",
     )  # fmt: skip
-    out = parser.add_argument_group("where")
+    out = parser.add_argument_group("output")
     out.add_argument("--out", default="runs/eval", help="folder; a run in it is taken up again (default runs/eval)")
     out.add_argument("--jobs", type=int, default=1, help="processes on this machine (default 1)")
     out.add_argument("--shard", help="i/n: only this part, without a report; a last run without --shard makes it")
