@@ -21,7 +21,7 @@ def stated_size(content: bytes) -> tuple[int, int] | None:
         if content.startswith(starts):
             try:
                 return read(content)
-            except (struct.error, ValueError, IndexError):
+            except (struct.error, ValueError, OverflowError):  # OverflowError: a BigTIFF's offset beyond any file
                 return None
     if content[4:8] in (b"ftyp", b"jP  "):
         return _boxed(content)

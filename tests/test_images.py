@@ -206,6 +206,13 @@ def test_more_pixels_than_the_limit_are_refused_before_they_are_decoded(
         load_image(path)
 
 
+def test_a_tiff_whose_directory_lies_beyond_any_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "far.tiff"
+    path.write_bytes(b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(40))
+    with pytest.raises(InputError, match="states no size"):
+        load_image(path)
+
+
 def test_a_small_file_of_a_huge_picture_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "bomb.png", SCENE)
     data = bytearray(path.read_bytes())
