@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from math import ceil
 from numbers import Integral, Real
@@ -124,41 +125,36 @@ def encoder(network: Any, layer: int, statistics: _Statistics) -> Callable[[Tens
     Raises:
         MatcherError: (when called) the number of tokens is not what the configuration says.
     """
+    return partial(_hub_tokens if _from_hub(network) else _tokens, network, layer, statistics)  # which can be pickled
+
+
+def _tokens(network: Any, layer: int, statistics: _Statistics, images: Tensor) -> Tensor:
+    """What `encoder` gives for a network of transformers."""
     patch, depth = _shape(network)
-    if _from_hub(network):
-        return _hub_encoder(network, layer, statistics)
     first = 1 + int(getattr(network.config, "num_register_tokens", 0) or 0)
     norm = getattr(network, "layernorm", None) or getattr(network, "norm", None)
     # A plain ViT, as the first DINO is, refuses any size but its own unless told to stretch its position code.
     stretches = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
     told = {"interpolate_pos_encoding": True} if stretches else {}
-
-    def encode(images: Tensor) -> Tensor:
-        output = network(pixel_values=_normalised(images, statistics), output_hidden_states=layer < depth, **told)
-        tokens = output.last_hidden_state
-        if layer < depth:
-            tokens = output.hidden_states[layer]
-            tokens = tokens if norm is None else norm(tokens)
-        height, width = images.shape[2] // patch, images.shape[3] // patch
-        if tokens.shape[1] != first + height * width:
-            raise MatcherError(
-                f"{type(network).__name__} must give {first} + {height}×{width} tokens, received {tokens.shape[1]}"
-            )
-        patches: Tensor = tokens[:, first:].transpose(1, 2).reshape(len(images), -1, height, width)
-        return patches
-
-    return encode
+    output = network(pixel_values=_normalised(images, statistics), output_hidden_states=layer < depth, **told)
+    tokens = output.last_hidden_state
+    if layer < depth:
+        tokens = output.hidden_states[layer]
+        tokens = tokens if norm is None else norm(tokens)
+    height, width = images.shape[2] // patch, images.shape[3] // patch
+    if tokens.shape[1] != first + height * width:
+        raise MatcherError(
+            f"{type(network).__name__} must give {first} + {height}×{width} tokens, received {tokens.shape[1]}"
+        )
+    patches: Tensor = tokens[:, first:].transpose(1, 2).reshape(len(images), -1, height, width)
+    return patches
 
 
-def _hub_encoder(network: Any, layer: int, statistics: _Statistics) -> Callable[[Tensor], Tensor]:
+def _hub_tokens(network: Any, layer: int, statistics: _Statistics, images: Tensor) -> Tensor:
     """The same through `get_intermediate_layers`, which leaves [CLS] and registers out itself; layers count from 0."""
-
-    def encode(images: Tensor) -> Tensor:
-        (maps,) = network.get_intermediate_layers(_normalised(images, statistics), n=[layer - 1], reshape=True)
-        patches: Tensor = maps
-        return patches
-
-    return encode
+    (maps,) = network.get_intermediate_layers(_normalised(images, statistics), n=[layer - 1], reshape=True)
+    patches: Tensor = maps
+    return patches
 
 
 def _normalised(images: Tensor, statistics: _Statistics) -> Tensor:

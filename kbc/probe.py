@@ -226,8 +226,8 @@ class Probe:
             if len(requests) == 1:
                 state = requests[0].state
                 added = len(state.points) - len(state.known)
-                also = f", which asks for {added} support points too," if added else ""
-                state.notes.append(f"a fine pass{also} failed: {error}")
+                also = f" (it asks for {added} support points too)" if added else ""
+                state.notes.append(f"a fine pass failed{also}: {error}")
                 return [None]
         return [seen for request in requests for seen in self._each([request])]
 

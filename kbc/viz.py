@@ -22,7 +22,7 @@ import numpy.typing as npt
 from kbc.errors import InputError, MissingDependencyError, must_be
 from kbc.files import output_file, written_whole
 from kbc.geometry import Box, Points, Window, as_points, defined
-from kbc.images import Image, ImageLike, load_image
+from kbc.images import Image, ImageLike, load_image, require_cv2
 from kbc.types import Match, MatchResult, Pair
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ RIGHT, WRONG, PLAIN = "#0072B2", "#D55E00", "#009E73"
 WINDOW, BOX, TRUTH = "#F0E442", "#FFFFFF", "#FFFFFF"
 SMALL, LARGE = 14.0, 70.0  # areas of markers, points squared
 Mask = npt.NDArray[np.bool_]
+
+SHOWN_PIXELS = 6_000_000
+"""Of an image in a figure: matplotlib takes some forty bytes for each, and no figure is that fine. Our choice."""
 
 
 def new_axes(
@@ -95,12 +98,23 @@ def picture_file(path: str | os.PathLike[str], argument: str = "path") -> Path:
 
 def draw_image(ax: Axes, image: ImageLike, *, title: str = "") -> Axes:
     """Show an image without ticks, points at their own pixel coordinates."""
-    ax.imshow(load_image(image), interpolation="nearest")
+    image = load_image(image)
+    _imshow(ax, image, (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5))
     ax.set_xticks([])
     ax.set_yticks([])
     if title:
         ax.set_title(title, fontsize=10)
     return ax
+
+
+def _imshow(ax: Axes, image: Image, extent: tuple[float, float, float, float]) -> None:
+    """Show an image over left, right, bottom, top; a huge one is shrunk first, its coordinates stay."""
+    height, width = image.shape[:2]
+    factor = (SHOWN_PIXELS / (height * width)) ** 0.5
+    if factor < 1:
+        size = max(int(width * factor), 1), max(int(height * factor), 1)
+        image = require_cv2().resize(image, size, interpolation=require_cv2().INTER_AREA)
+    ax.imshow(image, extent=extent, interpolation="nearest")
 
 
 def draw_points(
@@ -393,7 +407,7 @@ class _Placed:
     def image(self, image: Image) -> None:
         height, width = image.shape[:2]
         x0, y1 = self.shift - 0.5, height * self.factor - 0.5
-        self.ax.imshow(image, extent=(x0, x0 + width * self.factor, y1, -0.5), interpolation="nearest")
+        _imshow(self.ax, image, (x0, x0 + width * self.factor, y1, -0.5))
 
     def points(self, points: Points) -> Points:
         return np.asarray((points + 0.5) * self.factor - 0.5 + (self.shift, 0.0))

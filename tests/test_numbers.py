@@ -248,7 +248,7 @@ def test_a_fine_pass_that_raises_anything_keeps_the_coarse_answer(error: type[Ba
     result = kbc.wrap(coarse_only).match([small()])[0]
     np.testing.assert_array_equal(result.keypoints, POINTS + 100)
     assert result.origin == ("coarse: failed",) * 4
-    assert any("a fine pass, which asks for" in note and "only whole images" in note for note in result.notes)
+    assert any("a fine pass failed (it asks for" in note and "only whole images" in note for note in result.notes)
 
 
 def wild(keypoints: np.ndarray, value: float) -> np.ndarray:

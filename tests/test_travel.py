@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -92,3 +95,51 @@ def test_a_spawned_process_gives_the_same_answer() -> None:
 def test_pairs_may_come_from_a_generator() -> None:
     wrapped = kbc.wrap(same)
     assert len(wrapped.match(pair() for _ in range(3))) == 3
+
+
+FORKED = """
+import os, sys
+import numpy as np, torch, kbc
+torch.set_num_threads(2)
+image = np.zeros((60, 80, 3), np.uint8)
+matcher = kbc.wrap(kbc.load_matcher("hog"))
+match = lambda: matcher(image, image, [[20, 30], [40, 35], [30, 50], [50, 20]])
+if sys.argv[1] == "after": match()
+if os.fork() == 0:
+    if sys.argv[2] == "one thread": torch.set_num_threads(1)
+    try:
+        match()
+        print("matched", flush=True)
+    except kbc.errors.MatcherError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize(
+    ("when", "threads", "expected"),
+    [
+        ("after", "as they are", "forked from one that had matched"),
+        ("after", "one thread", "matched"),
+        ("before", "as they are", "matched"),
+    ],
+)
+def test_a_process_that_is_forked_after_a_match_says_so_instead_of_hanging(
+    when: str, threads: str, expected: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED, when, threads], capture_output=True, text=True, check=True)
+    assert expected in done.stdout
+
+
+@pytest.mark.parametrize("name", ["cloudpickle", "joblib"])
+def test_a_matcher_of_a_closure_travels_by_what_can_send_closures(name: str) -> None:
+    package = pytest.importorskip(name)
+    matcher = kbc.wrap(lambda source, target, keypoints: keypoints + 1, passes=0)
+    if name == "cloudpickle":
+        there = pickle.loads(package.dumps(matcher))
+        np.testing.assert_array_equal(answer(there, pair()), answer(matcher, pair()))
+    else:
+        (there,) = package.Parallel(n_jobs=2)([package.delayed(answer)(matcher, pair())])
+        np.testing.assert_array_equal(there, answer(matcher, pair()))

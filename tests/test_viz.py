@@ -144,3 +144,12 @@ def test_without_matplotlib_the_line_to_run_is_given(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "kbc\[viz\]"'):
         viz.new_axes()
+
+
+def test_a_huge_photograph_is_shown_small_where_it_was() -> None:
+    ax = viz.new_axes()[1][0]
+    image = np.zeros((6000, 8000, 3), np.uint8)
+    viz.draw_image(ax, image)
+    (shown,) = ax.get_images()
+    assert np.prod(shown.get_array().shape[:2]) <= viz.SHOWN_PIXELS
+    assert tuple(shown.get_extent()) == (-0.5, 7999.5, 5999.5, -0.5)

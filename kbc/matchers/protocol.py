@@ -5,6 +5,8 @@ A matcher answers in the pixels of the images it is given and knows nothing of w
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -86,6 +88,33 @@ def short_repr(matcher: object) -> str:
     return f"{type(matcher).__name__}({matcher_name(matcher)!r}{shown})"
 
 
+class _Process:
+    """Whether this process has matched, or was forked from one that had: torch's threads do not survive a fork."""
+
+    used = forked = False
+
+    @classmethod
+    def begin(cls) -> None:
+        """Say what would happen, instead of waiting forever for threads that are not there."""
+        torch = sys.modules.get("torch")
+        if cls.forked and torch is not None and torch.get_num_threads() > 1:
+            raise MatcherError(
+                "this process was forked from one that had matched, and torch would wait forever for threads that it "
+                "lacks here; start processes with multiprocessing.get_context('spawn'), or call "
+                "torch.set_num_threads(1) in each of them first"
+            )
+        cls.used = cls.used or torch is not None
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """Called in the child."""
+        cls.forked = cls.used
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_Process.after_fork)
+
+
 def run_matcher(matcher: Matcher, pairs: Sequence[Pair], asked: Sequence[int] | None = None) -> list[Match]:
     """Call a matcher in batches it can hold and refuse what cannot be an answer.
 
@@ -97,8 +126,10 @@ def run_matcher(matcher: Matcher, pairs: Sequence[Pair], asked: Sequence[int] | 
 
     Raises:
         MatcherError: the matcher raised, or gave back another number of matches or points, an answer that is not
-            finite for a point that is defined on neither NaN coordinate, or points more than one image size outside.
+            finite for a point that is defined on neither NaN coordinate, or points more than one image size outside;
+            or this process was forked from one that had matched.
     """
+    _Process.begin()
     name = matcher_name(matcher)
     size = max(int(getattr(matcher, "max_batch", None) or 1), 1)
     answers: list[Any] = []
