@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,7 +83,7 @@ def transfer(
     images: Iterable[ImageLike],
     matcher: Matcher | Callable[..., Any],
     *,
-    boxes: Mapping[Any, Sequence[Detection]] | None = None,
+    boxes: Mapping[str | Path, Sequence[Detection]] | None = None,
     instances: int = 1,
     ask: int = ASK,
     min_confidence: float = 0.0,
@@ -92,8 +94,8 @@ def transfer(
         exemplars: labelled objects; those of one category speak together, joined by the names of their points.
         images: paths, arrays or tensors; opened one at a time.
         matcher: a matcher or function, or one that `kbc.wrap` made with options of your own.
-        boxes: a detector's boxes, by the entry of `images`: one set of points for each. A picture without any gets
-            none. Without `boxes` objects are looked for.
+        boxes: a detector's boxes, by the paths that `images` are then: one set of points for each. A picture without
+            any gets none. Without `boxes` objects are looked for.
         instances: how many objects of a category a picture may hold; further ones must be fairly sure.
         ask: how many exemplars of a category are asked about a picture, the likest first.
         min_confidence: less sure points become NaN; an object without points is left out.
@@ -104,7 +106,8 @@ def transfer(
 
     Raises:
         InputError: before anything is matched: no exemplar, one whose picture cannot be read or whose points lie far
-            outside it, a number out of range, or a wrapped matcher that gives no confidence.
+            outside it, a number out of range, or a wrapped matcher that gives no confidence. With `boxes`, as soon as
+            one of `images` is no path.
 
     >>> import kbc, numpy as np
     >>> photo = np.zeros((40, 60, 3), np.uint8)
@@ -114,7 +117,8 @@ def transfer(
     2
     """
     labeller = Labeller(exemplars, matcher, instances, ask, min_confidence)
-    return (labeller(image, None if boxes is None else boxes.get(image, ())) for image in images)
+    held = None if boxes is None else {Path(path): tuple(found) for path, found in boxes.items()}
+    return (labeller(image, None if held is None else _boxes_in(image, held)) for image in images)
 
 
 class Labeller:
@@ -262,6 +266,12 @@ class Labeller:
         if result.source_window is not None and result.target_window is not None:
             own *= result.target_window.box.longest / result.source_window.box.longest
         return max(own, 1.0)
+
+
+def _boxes_in(image: ImageLike, boxes: Mapping[Path, Sequence[Detection]]) -> Sequence[Detection]:
+    if not isinstance(image, (str, os.PathLike)):
+        raise InputError(must_be("images", "paths where `boxes` are given by path", type(image).__name__))
+    return boxes.get(Path(image), ())
 
 
 def _confidence(result: MatchResult) -> Scores:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rectangles import BOXES, NAMES, find_red, picture, points_of
+from rectangles import BOXES, NAMES, find_red, picture, points_of, write_folder
 
 import kbc
 from kbc.errors import InputError
@@ -80,6 +80,16 @@ def test_boxes_give_one_object_each_and_say_so() -> None:
     for one, box in zip(found, (first, second), strict=True):
         np.testing.assert_allclose(one.keypoints, points_of(box), atol=2.0)
     assert labeller(image, ()).objects == ()
+
+
+def test_boxes_are_found_by_any_spelling_of_a_path(tmp_path: Path) -> None:
+    path = write_folder(tmp_path, BOXES[:1])[0]
+    boxes = {path: [Detection(BOXES[0])]}
+    for image in (path, str(path)):
+        (found,) = transfer([EXEMPLAR], [image], find_red, boxes=boxes)
+        assert len(found.objects) == 1
+    with pytest.raises(InputError, match="paths"):
+        list(transfer([EXEMPLAR], [picture(BOXES[0])], find_red, boxes=boxes))
 
 
 def test_a_herd_is_found_without_boxes() -> None:
