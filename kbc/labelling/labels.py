@@ -126,7 +126,7 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
         if not category.keypoints:
             hint = "list them in the category's `keypoints`, in the order of the points"
             raise DataError(must_be(f"category {category.name!r}", "with named keypoints", f"none in {path}", hint))
-        box_xywh = annotation.bbox and tuple(annotation.bbox)
+        box_xywh = tuple(annotation.bbox) if isinstance(annotation.bbox, list) else None  # a broken one is a problem
         labelled.setdefault(picture, []).append(
             LabelledObject(category.name, annotation.keypoints or (), box_xywh or None)
         )

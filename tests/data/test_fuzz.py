@@ -12,6 +12,7 @@ import resource
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +168,9 @@ def odd_values(draw: st.DrawFn, sound: bytes) -> bytes:
         if what == "drop":
             del node[key]
         elif what == "double" and isinstance(node, list):
-            node.append(node[key])
+            node.append(deepcopy(node[key]))
         else:
-            node[key] = draw(st.sampled_from(ODD))
+            node[key] = deepcopy(draw(st.sampled_from(ODD)))
     return json.dumps(data).encode()
 
 
