@@ -368,9 +368,8 @@ class CocoReader:
                 box = box_xywh(_Four.validate_python(annotation.bbox), f"bbox of annotation {number}")
                 return path, points, box, annotation.bbox_kind
             except (DataError, ValidationError) as error:
-                what = (
-                    error if isinstance(error, DataError) else f"field 'bbox' of annotation {number}: {explain(error)}"
-                )
+                expected = f"bbox of annotation {number} must be four numbers x, y, width, height"
+                what = error if isinstance(error, DataError) else f"{expected}, received {annotation.bbox!r:.60}"
                 self.problems.add("annotations", f"{what}; the extent of its keypoints is used")
         return path, points, Box.around(points), "keypoint-extent"
 
