@@ -1,7 +1,7 @@
 """The layout: where a smooth, bending map of the object's points lies that most of a matcher's answers agree on.
 
 Two steps. `propose` finds the similarity transforms (mirrored ones too) from source to target that many answers agree
-with: every pair of answers proposes one, all answers vote (a deterministic relative of RANSAC). `fit` starts from one
+with: pairs of answers propose them, all answers vote (a deterministic relative of RANSAC). `fit` starts from one
 and estimates, by expectation maximisation, which answers are right, how exact they are and how the object bends: a
 Gaussian process over the object gives the deviation from the transform, so that near points move together and far ones
 for themselves. This is vector field consensus (Ma et al., "Robust point matching via vector field consensus", IEEE TIP
@@ -87,43 +87,54 @@ def _draws(count: int) -> Tensor:
     return torch.rand(2, count, generator=generator, dtype=torch.float64)
 
 
-def propose(source: Tensor, answers: Tensor, weight: Tensor, *, most: int = 40, tuning: Tuning = TUNING) -> Similarity:
+def propose(
+    source: Tensor, answers: Tensor, share: Tensor, area: Tensor, *, most: int = 40, tuning: Tuning = TUNING
+) -> Similarity:
     """The similarity transforms that most answers agree with, best first, one problem at a time batched.
+
+    Every place that a point may have speaks, not its likeliest alone: on a small object most likeliest places are
+    wrong, and what tells it from the background is that many points have *some* place where one transform puts them.
 
     Args:
         source: (B, S, 2) source points, pixels.
-        answers: (B, S, 2) target pixels.
-        weight: (B, S) what each answer counts; 0 where there is none.
+        answers: (B, S, M, 2) target pixels.
+        share: (B, S, M) how likely each is, before the neighbours are asked; 0 where there is none.
+        area: (B,) of the part of the target that was searched, pixels squared.
         most: how many.
 
     Returns:
         (B, most) transforms; score 0 where there are fewer.
     """
-    batch, count = weight.shape
-    draws = _draws(tuning.proposals).to(source)
-    share = weight.cumsum(1) / weight.sum(1, keepdim=True).clamp_min(_TINY)
-    first, second = (torch.searchsorted(share, d.expand(batch, -1).contiguous()).clamp_max(count - 1) for d in draws)
-    size = _extent(source, weight)
-    goal = torch.where(weight[..., None] > 0, answers, 0.0)
+    batch, count, places = share.shape
+    asked = share.sum(2) > 0
+    size = _extent(source, asked.to(source.dtype))
+    start = torch.where(asked[..., None], source, 0.0)
+    goal = torch.where(share[..., None] > 0, answers, 0.0)
+    chances, goals = share.flatten(1), goal.flatten(1, 2)
+    chosen = chances.cumsum(1) / chances.sum(1, keepdim=True).clamp_min(_TINY)
+    draws = _draws(tuning.proposals).to(source)[:, None].expand(-1, batch, -1).contiguous()
+    first, second = torch.searchsorted(chosen.expand(2, -1, -1).contiguous(), draws).clamp_max(count * places - 1)
+    moved = _take(goals, second) - _take(goals, first)
+    first, second, from_goal = first // places, second // places, _take(goals, first)
     found = []
     for mirror in (1.0, -1.0):
-        start = torch.where(weight[..., None] > 0, source, 0.0) * source.new_tensor([mirror, 1.0])
-        base, moved = (_take(p, second) - _take(p, first) for p in (start, goal))
+        seen = start * start.new_tensor([mirror, 1.0])
+        base = _take(seen, second) - _take(seen, first)
         length = base.square().sum(-1)
         turn = torch.stack([_dot(base, moved), _cross(base, moved)], -1) / length.clamp_min(_TINY)[..., None]
-        shift = _take(goal, first) - _rotated(turn, _take(start, first))
-        scale = turn.square().sum(-1).sqrt()
-        votes = _votes(start, goal, weight, turn, shift, tuning.agreement_reach * scale * size[:, None])
-        votes = votes - weight.gather(1, first) - weight.gather(1, second)  # the two that proposed it agree anyway
-        usable = (length.sqrt() > 0.25 * size[:, None]) & (scale * size[:, None] > 1e-3)
-        share_won = (votes / weight.sum(1, keepdim=True).clamp_min(_TINY)).clamp_min(0.0)
-        factor = 1.0 if mirror > 0 else tuning.mirror_share
-        score = torch.where(usable, share_won * factor, torch.zeros_like(share_won))
+        shift = from_goal - _rotated(turn, _take(seen, first))
+        scale = turn.square().sum(-1).sqrt() * size[:, None]
+        nats = _agreement(seen, goal, share, turn, shift, scale, area, tuning)
+        # The two points that proposed it agree anyway.
+        nats = nats.sum(2) - nats.gather(2, first[..., None])[..., 0] - nats.gather(2, second[..., None])[..., 0]
+        nats = nats / asked.sum(1, keepdim=True).clamp_min(1) - (0.0 if mirror > 0 else tuning.mirror_doubt)
+        usable = (length.sqrt() > 0.25 * size[:, None]) & (scale > 1e-3)
+        score = torch.where(usable, nats.clamp_min(0.0), 0.0)
         found.append(Similarity(turn, shift, torch.full_like(score, mirror), score))
     merged = joined(found, dim=1)
     best = merged.score.topk(min(most, merged.score.shape[1]), dim=1).indices
     rows = torch.arange(batch, device=best.device)[:, None]
-    return _or_moved(merged[rows, best], source, goal, weight)
+    return _or_moved(merged[rows, best], source, goal[:, :, 0], share[:, :, 0])
 
 
 def _or_moved(found: Similarity, source: Tensor, goal: Tensor, weight: Tensor) -> Similarity:
@@ -138,15 +149,39 @@ def _or_moved(found: Similarity, source: Tensor, goal: Tensor, weight: Tensor) -
     )
 
 
-def _votes(start: Tensor, goal: Tensor, weight: Tensor, turn: Tensor, shift: Tensor, reach: Tensor) -> Tensor:
-    """(B, Q) summed agreement of all answers with each proposal: a Gaussian of how far off they are.
+def _agreement(
+    start: Tensor,
+    goal: Tensor,
+    share: Tensor,
+    turn: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    area: Tensor,
+    tuning: Tuning,
+) -> Tensor:
+    """(B, Q, S) nats by which a point's places speak for each proposal, against places anywhere.
 
-    The squared distances of every answer to every proposal are one matrix product.
+    Anywhere lies between the size of the object, which favours no size, and that of the part searched, which takes
+    small objects for found by less agreement, as it is less likely by chance: `Tuning.chance_area`.
     """
+    batch, count, places = share.shape
+    reach = torch.maximum(tuning.agreement_reach * scale, tuning.least_reach * area.sqrt()[:, None]).clamp_min(_TINY)
+    squared = _squared(start[:, :, None].expand_as(goal).flatten(1, 2), goal.flatten(1, 2), turn, shift)
+    # Single precision from here on: millions of exponentials, none of which has to be exact.
+    near = torch.exp((squared * (-0.5 / reach.square())[..., None]).float()).mul_(share.flatten(1)[:, None].float())
+    near = near.view(batch, -1, count, places).sum(3)
+    by_chance = (scale / reach).square() * (area[:, None] / scale.square().clamp_min(_TINY)) ** tuning.chance_area
+    near = near * (by_chance / (2 * math.pi))[..., None].float()
+    asked = share.sum(2) > 0
+    return torch.log1p(tuning.proposal_trust * (near - 1)).mul_(asked[:, None]).to(start.dtype)
+
+
+def _squared(start: Tensor, goal: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
+    """(B, Q, A) squared distance of every answer from where each proposal puts its point: one matrix product."""
     per_point = torch.stack(
         [
             start.square().sum(-1),
-            torch.ones_like(weight),
+            torch.ones_like(start[..., 0]),
             goal.square().sum(-1),
             start[..., 0],
             start[..., 1],
@@ -172,8 +207,7 @@ def _votes(start: Tensor, goal: Tensor, weight: Tensor, turn: Tensor, shift: Ten
         ],
         dim=2,
     )
-    squared = (per_proposal @ per_point).clamp_min(0.0)
-    return (torch.exp(-0.5 * squared / reach.square().clamp_min(_TINY)[..., None]) @ weight[..., None])[..., 0]
+    return (per_proposal @ per_point).clamp_min(0.0)
 
 
 def fit(

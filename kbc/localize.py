@@ -13,7 +13,7 @@ import torch
 
 from kbc import layout
 from kbc.config import COST
-from kbc.geometry import Box, Points, Window, defined
+from kbc.geometry import Box, Points, Window
 from kbc.probe import Observation, PairState, Probe, Request
 from kbc.tuning import Tuning
 
@@ -31,7 +31,7 @@ class Candidate:
 
     Attributes:
         box: of the object's keypoints, target pixel edges.
-        score: the share of answers that agree with it, [0, 1].
+        score: how far the answers agree with it, nats a point.
         found_by: the strategy's name.
         mirrored: whether the mirrored source found it.
     """
@@ -63,7 +63,7 @@ def given(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
 
 def consensus(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
     """The source's layout under the similarity (mirror allowed) that most coarse answers agree on. Costs nothing."""
-    return proposed(states, [state.coarse for state in states], "consensus", probe.tuning)
+    return proposed(states, [state.coarse for state in states if state.coarse is not None], "consensus", probe.tuning)
 
 
 def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
@@ -72,7 +72,7 @@ def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
     The second finds what the coarse pass, which sees a small source in a few cells, cannot tell apart; the first finds
     what looks alike only at its own size. It is free for a matcher that shares features, which has both images anyway;
     another pays one call, where its budget leaves two. From `balanced` on, the mirrored source is asked too. `thorough`
-    adds `search` where fewer answers than `search_below` agree.
+    adds `search` where the answers agree less than `search_below`.
     """
     found = consensus(states, probe)
     for mirrored in (False, True) if probe.config.mirror and probe.limit > COST["fast"] else (False,):
@@ -161,13 +161,13 @@ LOCALIZERS: dict[str, Localizer] = {
 
 
 def proposed(
-    states: Sequence[PairState], seen: Sequence[Observation | None], name: str, tuning: Tuning
+    states: Sequence[PairState], seen: Sequence[Observation], name: str, tuning: Tuning
 ) -> list[list[Candidate]]:
     """The boxes of the keypoints under the transforms that most answers of one pass each agree with."""
     if not states:
         return []
-    source, answers, weight = stacked_answers(states, seen)
-    transforms = layout.propose(source, answers, weight, tuning=tuning)
+    source, answers, share = stacked_answers(states, [[one] for one in seen])
+    transforms = layout.propose(source, answers[:, :, 0], share[:, :, 0], searched_area(seen), tuning=tuning)
     found = []
     for index, state in enumerate(states):
         framing = torch.as_tensor(state.points[state.framing])
@@ -190,19 +190,28 @@ def _distinct(placed: Points, scores: Points, state: PairState, name: str) -> li
 
 
 def stacked_answers(
-    states: Sequence[PairState], seen: Sequence[Observation | None]
+    states: Sequence[PairState], seen: Sequence[Sequence[Observation]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Source points (B, S, 2), a matcher's own answers (B, S, 2) and their weights (B, S), padded with weight 0."""
-    longest = max(len(state.points) for state in states)
-    source, answers = np.zeros((2, len(states), longest, 2))
-    weight = np.zeros((len(states), longest))
-    for index, (state, one) in enumerate(zip(states, seen, strict=True)):
-        if one is None:
-            continue
-        known = defined(state.points) & state.usable & (one.share[:, 0] > 0)
-        rows = np.flatnonzero(known)
-        source[index, rows], answers[index, rows], weight[index, rows] = state.points[rows], one.answers[rows, 0], 1.0
-    return torch.from_numpy(source), torch.from_numpy(answers), torch.from_numpy(weight)
+    """Source points (B, S, 2), a matcher's answers (B, S, P, M, 2) in each of its passes and their shares
+    (B, S, P, M), padded with share 0.
+    """
+    most = max(len(state.points) for state in states)
+    passes = max(map(len, seen))
+    places = max(one.share.shape[1] for found in seen for one in found)
+    source = np.zeros((len(states), most, 2))
+    answers, share = np.zeros((len(seen), most, passes, places, 2)), np.zeros((len(seen), most, passes, places))
+    for i, (state, found) in enumerate(zip(states, seen, strict=True)):
+        source[i, : len(state.points)] = np.where(state.usable[:, None], state.points, 0.0)
+        for j, one in enumerate(found):
+            rows, filled = one.share.shape
+            answers[i, :rows, j, :filled] = one.answers
+            share[i, :rows, j, :filled] = one.share * state.usable[:, None]
+    return torch.from_numpy(source), torch.from_numpy(answers), torch.from_numpy(share)
+
+
+def searched_area(seen: Sequence[Observation]) -> torch.Tensor:
+    """(B,) how much of the target each pass looked at, pixels squared."""
+    return torch.tensor([one.target.box.width * one.target.box.height for one in seen], dtype=torch.float64)
 
 
 def _keypoints(state: PairState, seen: Observation | None) -> Points:

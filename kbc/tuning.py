@@ -22,7 +22,10 @@ class Tuning:
         peak_sharpness: a peak one deviation of the map lower is exp(this) times less likely.
         proposals: pairs of answers that each propose a similarity transform.
         agreement_reach: deviation of an answer from a proposed transform that counts as agreeing.
-        mirror_share: what a mirrored transform's agreement counts, against an upright one's 1.
+        least_reach: the same, at least; fraction of the side of the part of the target that was searched.
+        chance_area: how far the area in which answers lie by chance is that searched (1) and not the object's (0).
+        proposal_trust: share of the answers taken to be right where transforms are compared.
+        mirror_doubt: what a mirrored transform must have more, nats a point.
         bend_size, bend_reach: deviation of the object's parts from a similarity transform, and over what distance on
             the object it changes.
         stretch: deviation of an affine part of that.
@@ -33,7 +36,7 @@ class Tuning:
         heard: passes whose worth is lower than the best by more than this have no say.
         doubt: evidence below which a matcher that pays for every pair looks at the source mirrored; one that shares
             features always does, where the budget allows it.
-        search_below: where fewer answers than this share agree, the whole target is searched (`thorough`).
+        search_below: where the best proposal has fewer nats a point than this, `thorough` searches the whole target.
         calibration: of the confidence: constant, the point's log odds / 3, the pair's evidence, a refused pair, the
             matcher's own answer agreeing.
         least_evidence: worth below which a fine pass is refused: its answers agree on nothing.
@@ -46,9 +49,12 @@ class Tuning:
     guessed_side: float = 0.25
     peaks: int = 5
     peak_sharpness: float = 1.5
-    proposals: int = 1024
+    proposals: int = 512
     agreement_reach: float = 0.12
-    mirror_share: float = 0.9
+    least_reach: float = 0.03
+    chance_area: float = 0.5
+    proposal_trust: float = 0.3
+    mirror_doubt: float = 0.1
     bend_size: float = 0.12
     bend_reach: float = 0.35
     stretch: float = 0.15
@@ -61,7 +67,7 @@ class Tuning:
     mirror_penalty: float = 0.45
     heard: float = 1.0
     doubt: float = 1.5
-    search_below: float = 0.6
+    search_below: float = 1.5
     least_evidence: float = 0.2
     calibration: tuple[float, float, float, float, float] = (-1.67, 0.42, 0.66, -2.09, 0.66)
 

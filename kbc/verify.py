@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kbc import layout
 from kbc.geometry import Points
-from kbc.localize import stacked_answers
+from kbc.localize import searched_area, stacked_answers
 from kbc.probe import Observation, PairState
 from kbc.tuning import Tuning
 from kbc.types import Scores
@@ -51,9 +50,9 @@ def judge(
     """Each observation with the layout that its answers agree on."""
     if not states:
         return []
-    source, own, weight = stacked_answers(states, seen)
-    starts = layout.propose(source, own, weight, most=1, tuning=tuning)[:, 0]
-    answers, share, cell = _stacked(states, [[one] for one in seen], source.shape[1])
+    source, answers, share = stacked_answers(states, [[one] for one in seen])
+    starts = layout.propose(source, answers[:, :, 0], share[:, :, 0], searched_area(seen), most=1, tuning=tuning)[:, 0]
+    cell = _cells([[one] for one in seen])
     fitted = layout.fit(source, answers, share, starts, cell, tuning)
     return [
         FinePass(
@@ -96,9 +95,10 @@ def together(
     if not states:
         return []
     heard = [[p for p in found if _heard(p, found[0], tuning)] for found in passes]
-    source, own, known = stacked_answers(states, [found[0].seen for found in heard])
+    source, answers, share = stacked_answers(states, [[p.seen for p in found] for found in heard])
+    own, known = answers[:, :, 0, 0], share[:, :, 0, 0]
     starts = layout.joined([found[0].start for found in heard if found[0].start is not None])
-    answers, share, cell = _stacked(states, [[p.seen for p in found] for found in heard], source.shape[1])
+    cell = _cells([[p.seen for p in found] for found in heard])
     fitted = layout.fit(source, answers, share, starts, cell, tuning)
     points, right = layout.place(fitted, answers, share, tuning)
     off = (own - points).norm(dim=-1) / fitted.size[:, None]
@@ -125,20 +125,9 @@ def _confidence(right: Tensor, evidence: Tensor, agrees: Tensor, refused: Tensor
     )
 
 
-def _stacked(
-    states: Sequence[PairState], seen: Sequence[Sequence[Observation]], points: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Answers (B, S, P, M, 2), shares (B, S, P, M) and cells (B, P) of the passes of each pair, padded."""
-    passes = max(map(len, seen))
-    places = max(one.share.shape[1] for found in seen for one in found)
-    answers = np.zeros((len(seen), points, passes, places, 2))
-    share, cell = np.zeros((len(seen), points, passes, places)), np.zeros((len(seen), passes))
+def _cells(seen: Sequence[Sequence[Observation]]) -> Tensor:
+    """(B, P) target pixels a cell of the matcher covers in each pass of each pair, 0 where there is none."""
+    cell = torch.zeros(len(seen), max(map(len, seen)), dtype=torch.float64)
     for i, found in enumerate(seen):
-        for j, one in enumerate(found):
-            rows, most = one.share.shape
-            answers[i, :rows, j, :most], share[i, :rows, j, :most], cell[i, j] = (
-                one.answers,
-                one.share * states[i].usable[:, None],
-                one.cell,
-            )
-    return torch.from_numpy(answers), torch.from_numpy(share), torch.from_numpy(cell)
+        cell[i, : len(found)] = torch.tensor([one.cell for one in found])
+    return cell

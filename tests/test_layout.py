@@ -29,8 +29,9 @@ def fitted(
         if share is None
         else torch.from_numpy(share)
     )
-    points, first = torch.from_numpy(source)[None], places[None, :, 0, 0]
-    start = layout.propose(points, first, torch.ones(first.shape[:2], dtype=torch.float64), most=1)[:, 0]
+    points = torch.from_numpy(source)[None]
+    area = torch.tensor([1e6], dtype=torch.float64)
+    start = layout.propose(points, places[None, :, 0], shares[None, :, 0], area, most=1)[:, 0]
     cell = torch.zeros((1, places.shape[1]), dtype=torch.float64)
     found = layout.fit(points, places[None], shares[None], start, cell)
     return found, layout.place(found, places[None], shares[None])[0][0].numpy()
@@ -79,7 +80,8 @@ def test_neighbours_choose_between_look_alikes() -> None:
     answers = np.stack([truth, other], axis=1)
     swapped = np.random.default_rng(1).permutation(len(GRID))[:20]
     answers[swapped] = answers[swapped, ::-1]
-    _, places = fitted(GRID, answers)
+    likelier_first = np.tile([0.6, 0.4], (len(GRID), 1, 1))
+    _, places = fitted(GRID, answers[:, None], likelier_first)
     assert np.abs(places - truth).max() < 1.0
 
 
@@ -119,9 +121,35 @@ def test_a_batch_gives_what_one_by_one_gives() -> None:
     source = torch.from_numpy(np.stack([GRID] * 3))
     places = torch.from_numpy(answers)[:, :, None, None]
     share = torch.ones(places.shape[:4], dtype=torch.float64)
-    weight = torch.ones(places.shape[:2], dtype=torch.float64)
-    start = layout.propose(source, places[:, :, 0, 0], weight, most=1)[:, 0]
+    area = torch.full((3,), 1e6, dtype=torch.float64)
+    start = layout.propose(source, places[:, :, 0], share[:, :, 0], area, most=1)[:, 0]
     together = layout.fit(source, places, share, start, torch.zeros((3, 1), dtype=torch.float64), TUNING)
     for index in range(3):
         alone, _ = fitted(GRID, answers[index])
         assert torch.allclose(together.points[index], alone.points[0], atol=1e-8)
+
+
+def test_further_places_find_what_the_likeliest_do_not() -> None:
+    """Every point's likeliest place is wrong; where its second one lies, all agree."""
+    truth = moved(GRID, scale=0.5)
+    rng = np.random.default_rng(8)
+    wrong = rng.uniform(0, 1000, GRID.shape)
+    places = np.stack([wrong, truth], axis=1)[:, None]
+    share = np.tile([0.7, 0.3], (len(GRID), 1))[:, None]
+    start = layout.propose(
+        torch.from_numpy(GRID)[None],
+        torch.from_numpy(places[None, :, 0]),
+        torch.from_numpy(share[None, :, 0]),
+        torch.tensor([1e6], dtype=torch.float64),
+        most=1,
+    )[:, 0]
+    assert np.abs(start(torch.from_numpy(GRID)[None])[0].numpy() - truth).max() < 5
+
+
+def test_answers_all_in_one_place_are_no_tiny_object() -> None:
+    """Half of the answers fall on one spot, as unsure matchers' do; the others lie where one transform puts them."""
+    truth = moved(GRID)
+    answers = truth.copy()
+    answers[::2] = np.random.default_rng(9).normal(900, 2, answers[::2].shape)
+    _, places = fitted(GRID, answers)
+    assert np.abs(places[1::2] - truth[1::2]).max() < 10
