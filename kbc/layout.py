@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -88,7 +88,13 @@ def _draws(count: int) -> Tensor:
 
 
 def propose(
-    source: Tensor, answers: Tensor, share: Tensor, area: Tensor, *, most: int = 40, tuning: Tuning = TUNING
+    source: Tensor,
+    answers: Tensor,
+    share: Tensor,
+    area: Tensor | None = None,
+    *,
+    most: int = 40,
+    tuning: Tuning = TUNING,
 ) -> Similarity:
     """The similarity transforms that most answers agree with, best first, one problem at a time batched.
 
@@ -99,42 +105,53 @@ def propose(
         source: (B, S, 2) source points, pixels.
         answers: (B, S, M, 2) target pixels.
         share: (B, S, M) how likely each is, before the neighbours are asked; 0 where there is none.
-        area: (B,) of the part of the target that was searched, pixels squared.
+        area: (B,) of the part of the target that was searched, pixels squared; None where it was cut around the object.
         most: how many.
 
     Returns:
         (B, most) transforms; score 0 where there are fewer.
     """
-    batch, count, places = share.shape
+    batch, count = share.shape[:2]
     asked = share.sum(2) > 0
     size = _extent(source, asked.to(source.dtype))
     start = torch.where(asked[..., None], source, 0.0)
     goal = torch.where(share[..., None] > 0, answers, 0.0)
+    found, points = _through_two(start, goal, share, size, tuning)
+    # All on a part of the points first, the better ones on all.
+    part = slice(None, None, max(count // tuning.rough_points, 1))
+    rough = _agreement(found, start[:, part], goal[:, part], share[:, part], size, area, tuning).mean(2) * found.score
+    kept = rough.topk(max(rough.shape[1] // 4, min(most, rough.shape[1])), dim=1).indices
+    rows = torch.arange(batch, device=kept.device)[:, None]
+    found, points = found[rows, kept], points.gather(2, kept.expand(2, -1, -1))
+    nats = _agreement(found, start, goal, share, size, area, tuning)
+    nats = nats.sum(2) - nats.gather(2, points.movedim(0, -1)).sum(2)  # the two that proposed it agree anyway
+    nats = nats / asked.sum(1, keepdim=True).clamp_min(1) - torch.where(found.mirror < 0, tuning.mirror_doubt, 0.0)
+    found = replace(found, score=nats.clamp_min(0.0) * found.score)
+    best = found.score.topk(min(most, kept.shape[1]), dim=1).indices
+    return _or_moved(found[rows, best], source, goal[:, :, 0], share[:, :, 0])
+
+
+def _through_two(start: Tensor, goal: Tensor, share: Tensor, size: Tensor, tuning: Tuning) -> tuple[Similarity, Tensor]:
+    """The transforms, upright and mirrored, that put two points exactly at two of their places, drawn by their shares.
+
+    Returns:
+        (B, Q) transforms, score 1, or 0 where the two lie too near each other to tell; and (2, B, Q) the two points.
+    """
+    batch, count, places = share.shape
     chances, goals = share.flatten(1), goal.flatten(1, 2)
-    chosen = chances.cumsum(1) / chances.sum(1, keepdim=True).clamp_min(_TINY)
-    draws = _draws(tuning.proposals).to(source)[:, None].expand(-1, batch, -1).contiguous()
-    first, second = torch.searchsorted(chosen.expand(2, -1, -1).contiguous(), draws).clamp_max(count * places - 1)
-    moved = _take(goals, second) - _take(goals, first)
-    first, second, from_goal = first // places, second // places, _take(goals, first)
+    total = chances.cumsum(1) / chances.sum(1, keepdim=True).clamp_min(_TINY)
+    draws = _draws(tuning.proposals).to(start)[:, None].expand(-1, batch, -1).contiguous()
+    drawn = torch.searchsorted(total.expand(2, -1, -1).contiguous(), draws).clamp_max(count * places - 1)
+    points, (first, second) = drawn // places, (_take(goals, one) for one in drawn)
     found = []
     for mirror in (1.0, -1.0):
-        seen = start * start.new_tensor([mirror, 1.0])
-        base = _take(seen, second) - _take(seen, first)
+        near, far = (_take(start * start.new_tensor([mirror, 1.0]), one) for one in points)
+        base, moved = far - near, second - first
         length = base.square().sum(-1)
         turn = torch.stack([_dot(base, moved), _cross(base, moved)], -1) / length.clamp_min(_TINY)[..., None]
-        shift = from_goal - _rotated(turn, _take(seen, first))
-        scale = turn.square().sum(-1).sqrt() * size[:, None]
-        nats = _agreement(seen, goal, share, turn, shift, scale, area, tuning)
-        # The two points that proposed it agree anyway.
-        nats = nats.sum(2) - nats.gather(2, first[..., None])[..., 0] - nats.gather(2, second[..., None])[..., 0]
-        nats = nats / asked.sum(1, keepdim=True).clamp_min(1) - (0.0 if mirror > 0 else tuning.mirror_doubt)
-        usable = (length.sqrt() > 0.25 * size[:, None]) & (scale > 1e-3)
-        score = torch.where(usable, nats.clamp_min(0.0), 0.0)
-        found.append(Similarity(turn, shift, torch.full_like(score, mirror), score))
-    merged = joined(found, dim=1)
-    best = merged.score.topk(min(most, merged.score.shape[1]), dim=1).indices
-    rows = torch.arange(batch, device=best.device)[:, None]
-    return _or_moved(merged[rows, best], source, goal[:, :, 0], share[:, :, 0])
+        told = (length.sqrt() > 0.25 * size[:, None]) & (turn.square().sum(-1).sqrt() * size[:, None] > 1e-3)
+        found.append(Similarity(turn, first - _rotated(turn, near), torch.full_like(length, mirror), told.to(length)))
+    return joined(found, dim=1), torch.cat([points, points], 2)
 
 
 def _or_moved(found: Similarity, source: Tensor, goal: Tensor, weight: Tensor) -> Similarity:
@@ -150,60 +167,56 @@ def _or_moved(found: Similarity, source: Tensor, goal: Tensor, weight: Tensor) -
 
 
 def _agreement(
+    proposed: Similarity,
     start: Tensor,
     goal: Tensor,
     share: Tensor,
-    turn: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    area: Tensor,
+    size: Tensor,
+    area: Tensor | None,
     tuning: Tuning,
 ) -> Tensor:
     """(B, Q, S) nats by which a point's places speak for each proposal, against places anywhere.
 
-    Anywhere lies between the size of the object, which favours no size, and that of the part searched, which takes
-    small objects for found by less agreement, as it is less likely by chance: `Tuning.chance_area`.
+    Anywhere is as large as the object, which favours no size. Where a larger part was searched, it lies between the two
+    (`Tuning.chance_area`): a small object is then found by less agreement, as that is less likely by chance.
     """
     batch, count, places = share.shape
-    reach = torch.maximum(tuning.agreement_reach * scale, tuning.least_reach * area.sqrt()[:, None]).clamp_min(_TINY)
-    squared = _squared(start[:, :, None].expand_as(goal).flatten(1, 2), goal.flatten(1, 2), turn, shift)
-    # Single precision from here on: millions of exponentials, none of which has to be exact.
+    scale = proposed.turn.square().sum(-1).sqrt() * size[:, None]
+    reach = tuning.agreement_reach * scale
+    if area is not None:
+        reach = torch.maximum(reach, tuning.least_reach * area.sqrt()[:, None])
+    reach = reach.clamp_min(_TINY)
+    squared = _squared(proposed, start[:, :, None].expand_as(goal).flatten(1, 2), goal.flatten(1, 2))
+    # Single precision from here on: a million exponentials, none of which has to be exact.
     near = torch.exp((squared * (-0.5 / reach.square())[..., None]).float()).mul_(share.flatten(1)[:, None].float())
     near = near.view(batch, -1, count, places).sum(3)
-    by_chance = (scale / reach).square() * (area[:, None] / scale.square().clamp_min(_TINY)) ** tuning.chance_area
-    near = near * (by_chance / (2 * math.pi))[..., None].float()
+    chance = scale.square().clamp_min(_TINY)
+    if area is not None:
+        chance = chance * (area[:, None] / chance) ** tuning.chance_area
+    near = near * (chance / (2 * math.pi * reach.square()))[..., None].float()
     asked = share.sum(2) > 0
     return torch.log1p(tuning.proposal_trust * (near - 1)).mul_(asked[:, None]).to(start.dtype)
 
 
-def _squared(start: Tensor, goal: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
+def _squared(proposed: Similarity, start: Tensor, goal: Tensor) -> Tensor:
     """(B, Q, A) squared distance of every answer from where each proposal puts its point: one matrix product."""
-    per_point = torch.stack(
-        [
-            start.square().sum(-1),
-            torch.ones_like(start[..., 0]),
-            goal.square().sum(-1),
-            start[..., 0],
-            start[..., 1],
-            _dot(start, goal),
-            _cross(start, goal),
-            goal[..., 0],
-            goal[..., 1],
-        ],
-        dim=1,
-    )
-    a, b = turn[..., 0], turn[..., 1]
+    (x, y), (u, v) = start.unbind(-1), goal.unbind(-1)
+    one = torch.ones_like(x)
+    per_point = torch.stack([x * x + y * y, one, u * u + v * v, x, y, x * u, y * v, x * v, y * u, u, v], dim=1)
+    (a, b), (right, down), m = proposed.turn.unbind(-1), proposed.shift.unbind(-1), proposed.mirror
     per_proposal = torch.stack(
         [
-            turn.square().sum(-1),
-            shift.square().sum(-1),
+            a * a + b * b,
+            right * right + down * down,
             torch.ones_like(a),
-            2 * (a * shift[..., 0] + b * shift[..., 1]),
-            2 * (a * shift[..., 1] - b * shift[..., 0]),
+            2 * m * (a * right + b * down),
+            2 * (a * down - b * right),
+            -2 * m * a,
             -2 * a,
-            -2 * b,
-            -2 * shift[..., 0],
-            -2 * shift[..., 1],
+            -2 * m * b,
+            2 * b,
+            -2 * right,
+            -2 * down,
         ],
         dim=2,
     )

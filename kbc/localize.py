@@ -167,7 +167,8 @@ def proposed(
     if not states:
         return []
     source, answers, share = stacked_answers(states, [[one] for one in seen])
-    transforms = layout.propose(source, answers[:, :, 0], share[:, :, 0], searched_area(seen), tuning=tuning)
+    area = torch.tensor([one.target.box.width * one.target.box.height for one in seen], dtype=source.dtype)
+    transforms = layout.propose(source, answers[:, :, 0], share[:, :, 0], area, tuning=tuning)
     found = []
     for index, state in enumerate(states):
         framing = torch.as_tensor(state.points[state.framing])
@@ -192,8 +193,9 @@ def _distinct(placed: Points, scores: Points, state: PairState, name: str) -> li
 def stacked_answers(
     states: Sequence[PairState], seen: Sequence[Sequence[Observation]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Source points (B, S, 2), a matcher's answers (B, S, P, M, 2) in each of its passes and their shares
-    (B, S, P, M), padded with share 0.
+    """Source points (B, S, 2), a matcher's answers (B, S, P, M, 2) in each pass and their shares (B, S, P, M).
+
+    Padded with share 0.
     """
     most = max(len(state.points) for state in states)
     passes = max(map(len, seen))
@@ -207,11 +209,6 @@ def stacked_answers(
             answers[i, :rows, j, :filled] = one.answers
             share[i, :rows, j, :filled] = one.share * state.usable[:, None]
     return torch.from_numpy(source), torch.from_numpy(answers), torch.from_numpy(share)
-
-
-def searched_area(seen: Sequence[Observation]) -> torch.Tensor:
-    """(B,) how much of the target each pass looked at, pixels squared."""
-    return torch.tensor([one.target.box.width * one.target.box.height for one in seen], dtype=torch.float64)
 
 
 def _keypoints(state: PairState, seen: Observation | None) -> Points:

@@ -21,6 +21,7 @@ class Tuning:
         peaks: places a point may have on one similarity map.
         peak_sharpness: a peak one deviation of the map lower is exp(this) times less likely.
         proposals: pairs of answers that each propose a similarity transform.
+        rough_points: points, at least, on which all proposals are compared first; the best quarter then on all.
         agreement_reach: deviation of an answer from a proposed transform that counts as agreeing.
         least_reach: the same, at least; fraction of the side of the part of the target that was searched.
         chance_area: how far the area in which answers lie by chance is that searched (1) and not the object's (0).
@@ -50,6 +51,7 @@ class Tuning:
     peaks: int = 5
     peak_sharpness: float = 1.5
     proposals: int = 512
+    rough_points: int = 20
     agreement_reach: float = 0.12
     least_reach: float = 0.03
     chance_area: float = 0.5

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kbc import layout
 from kbc.geometry import Points
-from kbc.localize import searched_area, stacked_answers
+from kbc.localize import stacked_answers
 from kbc.probe import Observation, PairState
 from kbc.tuning import Tuning
 from kbc.types import Scores
@@ -51,7 +51,7 @@ def judge(
     if not states:
         return []
     source, answers, share = stacked_answers(states, [[one] for one in seen])
-    starts = layout.propose(source, answers[:, :, 0], share[:, :, 0], searched_area(seen), most=1, tuning=tuning)[:, 0]
+    starts = layout.propose(source, answers[:, :, 0], share[:, :, 0], most=1, tuning=tuning)[:, 0]
     cell = _cells([[one] for one in seen])
     fitted = layout.fit(source, answers, share, starts, cell, tuning)
     return [

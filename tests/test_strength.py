@@ -45,7 +45,7 @@ def drawn(strength: ModuleType, root: Path, count: int) -> list[Example]:
 
 
 @pytest.mark.parametrize("function", [False, True])
-@pytest.mark.parametrize(("noise", "least"), [(0.6, 78.0), (1.2, 50.0), (2.0, 15.0)])
+@pytest.mark.parametrize(("noise", "least"), [(0.6, 78.0), (1.2, 50.0), (2.0, 13.0)])
 def test_weak_and_strong_matchers_gain(
     strength: ModuleType, kbc_data: Path, noise: float, least: float, function: bool
 ) -> None:
