@@ -50,7 +50,7 @@ def test_without_matplotlib_the_table_is_shown_and_the_line_to_run_comes_first(
     assert said.startswith("note: no demo.png, the table alone:")
     assert 'pip install "kbc[viz]"' in " ".join(said.split())
     assert "hog with KBC" in printed
-    assert "written: " in printed
+    assert "written:" in printed
     assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
 
 
