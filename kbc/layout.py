@@ -91,7 +91,7 @@ def propose(
     source: Tensor,
     answers: Tensor,
     share: Tensor,
-    area: Tensor | None = None,
+    area: Tensor,
     *,
     most: int = 40,
     tuning: Tuning = TUNING,
@@ -105,7 +105,7 @@ def propose(
         source: (B, S, 2) source points, pixels.
         answers: (B, S, M, 2) target pixels.
         share: (B, S, M) how likely each is, before the neighbours are asked; 0 where there is none.
-        area: (B,) of the part of the target that was searched, pixels squared; None where it was cut around the object.
+        area: (B,) of the part of the target that was searched, pixels squared; 0 where it was cut around the object.
         most: how many.
 
     Returns:
@@ -172,7 +172,7 @@ def _agreement(
     goal: Tensor,
     share: Tensor,
     size: Tensor,
-    area: Tensor | None,
+    area: Tensor,
     tuning: Tuning,
 ) -> Tensor:
     """(B, Q, S) nats by which a point's places speak for each proposal, against places anywhere.
@@ -182,17 +182,14 @@ def _agreement(
     """
     batch, count, places = share.shape
     scale = proposed.turn.square().sum(-1).sqrt() * size[:, None]
-    reach = tuning.agreement_reach * scale
-    if area is not None:
-        reach = torch.maximum(reach, tuning.least_reach * area.sqrt()[:, None])
-    reach = reach.clamp_min(_TINY)
+    reach = torch.maximum(tuning.agreement_reach * scale, tuning.least_reach * area.sqrt()[:, None]).clamp_min(_TINY)
     squared = _squared(proposed, start[:, :, None].expand_as(goal).flatten(1, 2), goal.flatten(1, 2))
     # Single precision from here on: a million exponentials, none of which has to be exact.
     near = torch.exp((squared * (-0.5 / reach.square())[..., None]).float()).mul_(share.flatten(1)[:, None].float())
     near = near.view(batch, -1, count, places).sum(3)
     chance = scale.square().clamp_min(_TINY)
-    if area is not None:
-        chance = chance * (area[:, None] / chance) ** tuning.chance_area
+    searched = torch.where(area[:, None] > 0, area[:, None], chance)
+    chance = chance * (searched / chance) ** tuning.chance_area
     near = near * (chance / (2 * math.pi * reach.square()))[..., None].float()
     asked = share.sum(2) > 0
     return torch.log1p(tuning.proposal_trust * (near - 1)).mul_(asked[:, None]).to(start.dtype)

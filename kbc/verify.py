@@ -51,7 +51,8 @@ def judge(
     if not states:
         return []
     source, answers, share = stacked_answers(states, [[one] for one in seen])
-    starts = layout.propose(source, answers[:, :, 0], share[:, :, 0], most=1, tuning=tuning)[:, 0]
+    area = _searched_area(states, seen)
+    starts = layout.propose(source, answers[:, :, 0], share[:, :, 0], area, most=1, tuning=tuning)[:, 0]
     cell = _cells([[one] for one in seen])
     fitted = layout.fit(source, answers, share, starts, cell, tuning)
     return [
@@ -131,3 +132,10 @@ def _cells(seen: Sequence[Sequence[Observation]]) -> Tensor:
     for i, found in enumerate(seen):
         cell[i, : len(found)] = torch.tensor([one.cell for one in found])
     return cell
+
+
+def _searched_area(states: Sequence[PairState], seen: Sequence[Observation]) -> Tensor:
+    """(B,) pixels squared of the target that each pass searched: 0 for windows, which are cut around the object."""
+    whole = [one.target.box == state.whole[1].box for state, one in zip(states, seen, strict=True)]
+    area = [one.target.box.width * one.target.box.height for one in seen]
+    return torch.tensor(area, dtype=torch.float64) * torch.tensor(whole)
