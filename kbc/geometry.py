@@ -227,6 +227,22 @@ class Box:
         return inside
 
 
+def distinct(boxes: Sequence[Box], scores: Sequence[float], most: int, iou: float) -> list[int]:
+    """Non-maximum suppression: at most `most` boxes, best score first, none overlapping a better one by `iou` or more.
+
+    Returns:
+        Their indices; of equal scores the first comes first.
+
+    >>> distinct([Box(0, 0, 10, 10), Box(1, 0, 11, 10), Box(20, 0, 30, 10)], [0.5, 0.9, 0.1], 5, iou=0.3)
+    [1, 2]
+    """
+    found: list[int] = []
+    for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        if len(found) < most and all(boxes[index].iou(boxes[other]) < iou for other in found):
+            found.append(index)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """A part of an image (whole pixels) and the size it is resampled to.

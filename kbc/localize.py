@@ -13,7 +13,7 @@ import torch
 
 from kbc import layout
 from kbc.config import COST
-from kbc.geometry import Box, Points, Window
+from kbc.geometry import Box, Points, Window, distinct
 from kbc.probe import Observation, PairState, Probe, Request
 from kbc.tuning import Tuning
 
@@ -144,11 +144,8 @@ def _tile(state: PairState, tile: tuple[float, float, float], probe: Probe) -> W
 
 def _merged(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Best first, without those whose box an earlier one nearly repeats."""
-    found: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda one: -one.score):
-        if all(candidate.box.iou(other.box) < CANDIDATE_NMS_IOU for other in found):
-            found.append(candidate)
-    return found
+    boxes, scores = [one.box for one in candidates], [one.score for one in candidates]
+    return [candidates[i] for i in distinct(boxes, scores, len(candidates), CANDIDATE_NMS_IOU)]
 
 
 LOCALIZERS: dict[str, Localizer] = {
@@ -167,7 +164,7 @@ def proposed(
     if not states:
         return []
     source, answers, share = stacked_answers(states, [[one] for one in seen])
-    area = torch.tensor([one.target.box.width * one.target.box.height for one in seen], dtype=source.dtype)
+    area = torch.tensor([one.target.box.area for one in seen], dtype=source.dtype)
     transforms = layout.propose(source, answers[:, :, 0], share[:, :, 0], area, tuning=tuning)
     found = []
     for index, state in enumerate(states):

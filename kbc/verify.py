@@ -137,5 +137,5 @@ def _cells(seen: Sequence[Sequence[Observation]]) -> Tensor:
 def _searched_area(states: Sequence[PairState], seen: Sequence[Observation]) -> Tensor:
     """(B,) pixels squared of the target that each pass searched: 0 for windows, which are cut around the object."""
     whole = [one.target.box == state.whole[1].box for state, one in zip(states, seen, strict=True)]
-    area = [one.target.box.width * one.target.box.height for one in seen]
+    area = [one.target.box.area for one in seen]
     return torch.tensor(area, dtype=torch.float64) * torch.tensor(whole)

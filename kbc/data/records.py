@@ -309,8 +309,17 @@ def read_json(path: Path, model: type[_M]) -> _M:
     Raises:
         DataError: the file cannot be read (see `kbc.files.read_json`), or a field is wrong; file and field are named.
     """
+    return checked(files.read_json(path), model, path)
+
+
+def checked(data: object, model: type[_M], path: Path) -> _M:
+    """What a JSON file held as a checked model.
+
+    Raises:
+        DataError: a field is wrong; file and field are named.
+    """
     try:
-        return model.model_validate(files.read_json(path))
+        return model.model_validate(data)
     except ValidationError as error:
         raise DataError(f"{path}: {explain(error)}") from error
 

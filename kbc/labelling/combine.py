@@ -143,16 +143,3 @@ def _meeting(places: Points, votes: npt.NDArray[np.float64], reach: float) -> Po
         weight = _near(places, point, reach) * votes
         point = (places * weight[:, None]).sum(axis=0) / weight.sum()
     return point
-
-
-def distinct(boxes: Sequence[Box], scores: Sequence[float], most: int, iou: float = SAME_OBJECT_IOU) -> list[int]:
-    """Non-maximum suppression: indices of at most `most` boxes, best score first, none overlapping a better one more.
-
-    >>> distinct([Box(0, 0, 10, 10), Box(1, 0, 11, 10), Box(20, 0, 30, 10)], [0.5, 0.9, 0.1], 5)
-    [1, 2]
-    """
-    found: list[int] = []
-    for index in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
-        if len(found) < most and all(boxes[index].iou(boxes[other]) <= iou for other in found):
-            found.append(index)
-    return found

@@ -10,8 +10,9 @@ from typing import Annotated, TypeAlias
 from pydantic import Field, RootModel
 
 from kbc.data.coco import CocoCategory, CocoImage
-from kbc.data.records import Record, box_xywh, read_json
+from kbc.data.records import Record, box_xywh, checked
 from kbc.errors import DataError, must_be
+from kbc.files import read_json
 from kbc.geometry import Box
 from kbc.labelling.labels import Labels
 
@@ -80,10 +81,11 @@ _Pictures: TypeAlias = dict[int, tuple[str, tuple[int, int] | None]]
 
 def _read(path: Path, labels: Labels) -> tuple[list[_Seen], _Pictures, dict[int, str]]:
     """Boxes, what the numbers of pictures mean, and those of categories."""
-    if path.is_file() and path.read_bytes().lstrip()[:1] == b"[":
+    content = read_json(path)
+    if isinstance(content, list):
         pictures: _Pictures = {n: (str(p), labels.sizes.get(p)) for n, p in labels.numbers.items()}
-        return read_json(path, _SeenList).root, pictures, {one.id: one.name for one in labels.categories}
-    data = read_json(path, _SeenFile)
+        return checked(content, _SeenList, path).root, pictures, {one.id: one.name for one in labels.categories}
+    data = checked(content, _SeenFile, path)
     sizes = {one.id: (one.height, one.width) if one.height and one.width else None for one in data.images}
     pictures = {one.id: (one.file_name, sizes[one.id]) for one in data.images}
     return data.annotations, pictures, {one.id: one.name for one in data.categories}

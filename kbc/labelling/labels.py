@@ -14,6 +14,7 @@ import numpy as np
 from kbc.data.coco import CocoCategory, CocoReader, read_coco
 from kbc.data.records import Problems, inside
 from kbc.errors import DataError, InputError, counted, must_be
+from kbc.files import read_text
 from kbc.geometry import Box, Points, as_points, defined
 from kbc.images import ImageLike
 
@@ -189,6 +190,7 @@ def find_images(given: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         InputError: something that is not there, a folder or glob without a picture, or no picture at all.
+        DataError: a .txt file that is no text in UTF-8.
     """
     found: list[Path] = []
     for entry in given:
@@ -198,7 +200,7 @@ def find_images(given: Iterable[str | Path]) -> list[Path]:
             hint = f"for its folders give {str(path / '**' / '*.jpg')!r}"
             found += _some(names, "a folder with pictures in it", f"none in {str(path)!r}", hint)
         elif path.suffix.lower() == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(path).splitlines()
             found += _some([path.parent / line.strip() for line in lines if line.strip()], "a list of paths", str(path))
         elif path.is_file():
             found.append(path)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from kbc.data.records import ImageCache
 from kbc.errors import InputError, KBCError, must_be
-from kbc.geometry import Box, Points, defined
+from kbc.geometry import Box, Points, defined, distinct
 from kbc.images import Image, ImageLike, image_hw, load_image, require_cv2
-from kbc.labelling.combine import Answers, by_name, combined, distinct, object_box, objects
+from kbc.labelling.combine import SAME_OBJECT_IOU, Answers, by_name, combined, object_box, objects
 from kbc.labelling.detections import Detection
 from kbc.labelling.labels import Exemplar, categories_of
 from kbc.matchers.protocol import Matcher, run_matcher
@@ -182,7 +182,7 @@ class Labeller:
         for category in self.categories:
             found += self._of_category(category.name, target)
         scores = [one.sureness for one in found]
-        return [found[i] for i in distinct([one.box for one in found], scores, len(found))]
+        return [found[i] for i in distinct([one.box for one in found], scores, len(found), SAME_OBJECT_IOU)]
 
     def _of_category(self, category: str, target: Image) -> list[FoundObject]:
         """The best object; then again in the picture without what was found, as long as there is something sure."""
@@ -193,7 +193,7 @@ class Labeller:
             new = [one for one in self._asked(seen, likest) if one.sureness >= LEAST_SURE or not found]
             boxes = [one.box for one in (*found, *new)]
             scores = [2.0] * len(found) + [one.sureness for one in new]  # what was found before is not given up again
-            fresh = [(*found, *new)[i] for i in distinct(boxes, scores, self.instances)][len(found) :]
+            fresh = [(*found, *new)[i] for i in distinct(boxes, scores, self.instances, SAME_OBJECT_IOU)][len(found) :]
             if not fresh:
                 break
             found += fresh

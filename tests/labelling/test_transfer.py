@@ -10,9 +10,9 @@ from rectangles import BOXES, NAMES, find_red, picture, points_of, write_folder
 
 import kbc
 from kbc.errors import InputError
-from kbc.geometry import Box
+from kbc.geometry import Box, distinct
 from kbc.labelling import Detection, Exemplar, Labeller, transfer
-from kbc.labelling.combine import Answers, combined, distinct, object_box, objects
+from kbc.labelling.combine import Answers, combined, object_box, objects
 
 EXEMPLAR = Exemplar(picture(BOXES[0]), NAMES, points_of(BOXES[0]))
 
@@ -202,5 +202,5 @@ def test_the_box_of_few_points_is_as_large_as_the_object() -> None:
 
 def test_non_maximum_suppression_keeps_the_surest() -> None:
     boxes = [Box(0, 0, 10, 10), Box(2, 0, 12, 10), Box(50, 0, 60, 10), Box(90, 0, 99, 9)]
-    assert distinct(boxes, [0.4, 0.5, 0.1, 0.9], 2) == [3, 1]
-    assert distinct(boxes, [0.4, 0.5, 0.1, 0.9], 9) == [3, 1, 2]
+    assert distinct(boxes, [0.4, 0.5, 0.1, 0.9], 2, 0.3) == [3, 1]
+    assert distinct(boxes, [0.4, 0.5, 0.1, 0.9], 9, 0.3) == [3, 1, 2]
