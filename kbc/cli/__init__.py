@@ -99,7 +99,15 @@ COMMANDS = {
         ("kbc data sources", "kbc data check data/pf-willow"),
     ),
     "train": Command("kbc.cli.train", "train KBCNet", ("kbc train kbcnet --config kbcnet-tiny --out runs/tiny",)),
-    "bench": Command("kbc.cli.bench", "time the 4D convolutions on this machine", ("kbc bench conv4d",)),
+    "bench": Command(
+        "kbc.cli.bench",
+        "time the 4D convolutions, or KBC's own work, on this machine",
+        (
+            "kbc bench conv4d",
+            "kbc bench pipeline --inputs 518/14/384 --batch 1,16",
+            "kbc bench pipeline --matcher resnet18 --option weights=resnet18.pth --device cuda --json -",
+        ),
+    ),
     "ui": Command(
         "kbc.cli.ui",
         "a page to click points on",

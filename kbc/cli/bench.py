@@ -1,7 +1,7 @@
-"""`kbc bench conv4d`: how fast the 4D convolution is on this machine, against its reference formulation.
+"""`kbc bench`: the 4D convolution on this machine against its plain formulation, and KBC's own work (bench_pipeline).
 
-Two ways run in turn in one process, one thread, `time.thread_time` (other processes do not count), and the figure is
-the ratio of medians over the eager reference formulation (permute → conv2d → permute, twice, then add).
+`conv4d`: two ways run in turn in one process, one thread, `time.thread_time` (other processes do not count), and the
+figure is the ratio of medians over the eager reference formulation (permute → conv2d → permute, twice, then add).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kbc.cli import bench_pipeline
 from kbc.files import output_file, write_json
 from kbc.ops.conv4d import center_pivot_conv4d
 from kbc.ops.modules import CenterPivotConv4d, CenterPivotStack
@@ -29,7 +30,10 @@ from kbc.ops.spec import Backend
 Run = Callable[[], object]
 CHANNELS = (3, 16, 16, 1)
 
-HELP = "Time the 4D convolution on this machine against its plain formulation: two to four minutes, one thread."
+HELP = (
+    "Time the 4D convolution on this machine against its plain formulation (conv4d: two to four minutes, one thread), "
+    "or KBC's own work against the plain matcher's, stage by stage (pipeline)."
+)
 
 
 @dataclass(frozen=True)
@@ -309,13 +313,15 @@ def environment() -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc bench`."""
-    parser.add_argument("what", nargs="?", choices=("conv4d",), default="conv4d", help="what to time (default: conv4d)")
-    parser.add_argument("--quick", action="store_true", help="tiny grids, to see that everything runs; no result")
+    what = ("conv4d", "pipeline")
+    parser.add_argument("what", nargs="?", choices=what, default="conv4d", help="what to time (default: conv4d)")
+    parser.add_argument("--quick", action="store_true", help="as little as possible, to see that it runs; no result")
     parser.add_argument(
         "--json", metavar="FILE", help="write the rows as JSON there; - prints them instead of the table"
     )
     parser.add_argument("--peak", choices=("reference", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, default=30, help=argparse.SUPPRESS)
+    bench_pipeline.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -325,12 +331,17 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.json not in (None, "-"):
         output_file(args.json, "json")  # before minutes of work
-    rows = bench_conv4d(quick=args.quick)
-    found = {"environment": environment(), "rows": [asdict(row) for row in rows]}
+    if args.what == "pipeline":
+        with _one_thread():
+            costs = bench_pipeline.measure(args)
+        rows, text = bench_pipeline.as_rows(costs), bench_pipeline.table(costs)
+    else:
+        found = bench_conv4d(quick=args.quick)
+        rows, text = [asdict(row) for row in found], table(found)
     if args.json is not None:
-        write_json(found, args.json, "json")
+        write_json({"environment": environment(), "rows": rows}, args.json, "json")
     if args.json != "-":
-        print(environment(), table(rows), sep="\n\n")
+        print(environment(), text, sep="\n\n")
     return 0
 
 
