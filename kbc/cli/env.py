@@ -13,7 +13,7 @@ from kbc.files import write_json
 HELP = "Print versions and devices; paste it into a bug report. Nothing is sent anywhere."
 
 PACKAGES = ("kbc", "torch", "numpy", "opencv-python", "opencv-python-headless", "pydantic", "matplotlib", "tqdm",
-            "safetensors", "scipy", "transformers", "triton", "gradio", "ray", "tensorboard")  # fmt: skip
+            "safetensors", "transformers", "triton", "gradio", "ray", "tensorboard")  # fmt: skip
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 
 from kbc.data import Dataset, open_dataset
 from kbc.data.matlab import read_mat
-from kbc.errors import DataError, InputError, MissingDependencyError
+from kbc.errors import DataError, InputError
 from kbc.geometry import Box, defined
 from kbc.images import fingerprint
 
@@ -215,11 +215,42 @@ def test_matlab_files_that_no_annotation_is(tmp_path: Path) -> None:
         read_mat(path, "kps")
 
 
-def test_without_scipy_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(MissingDependencyError, match=r"needs scipy, .*pip install 'kbc\[data\]'"):
-        open_dataset("pfwillow", layouts.willow_folders(tmp_path))
-    assert len(open_dataset("pfwillow", layouts.willow_csv(tmp_path / "csv"))) == 2
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "?"])
+def test_matlab_files_that_scipy_writes(tmp_path: Path, dtype: str, compressed: bool) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    values = np.arange(6).reshape(3, 2).astype(dtype)
+    others = {"s": {"a": 1}, "c": np.array([1, "x"], object), "t": "text", "z": values * 1j, "deep": np.ones((2, 2, 2))}
+    path = tmp_path / "a.mat"
+    scipy_io.savemat(path, others | {"kps": values, "empty": np.zeros((0, 2))}, do_compression=compressed)
+    found = read_mat(path, "kps", "empty")
+    np.testing.assert_array_equal(found["kps"], values)
+    assert found["empty"].shape == (0, 2)
+    for name in others:
+        with pytest.raises(DataError, match=f"field '{name}' must be an array of real numbers with two axes"):
+            read_mat(path, name)
+    scipy_io.savemat(path, {"kps": values}, format="4")
+    with pytest.raises(DataError, match="no MATLAB 5 file"):
+        read_mat(path, "kps")
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_matlab_file_with_any_one_bit_flipped_is_read_or_refused(tmp_path: Path, compressed: bool) -> None:
+    values = np.arange(8.0).reshape(4, 2)
+    path = layouts.write_mat(tmp_path / "a.mat", {"kps": values}, compressed)
+    content, seen = path.read_bytes(), Counter[str]()
+    for place in range(120, len(content)):
+        for bit in range(8):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            try:
+                found = read_mat(path, "kps")
+                seen["read"] += 1
+                if compressed and "kps" in found:  # a checksum stands behind it
+                    np.testing.assert_array_equal(found["kps"], values)
+            except DataError:
+                seen["refused"] += 1
+    assert seen["read"] > 8
+    assert seen["refused"] > 200
 
 
 def test_an_image_is_decoded_once_while_memory_lasts(tmp_path: Path) -> None:
