@@ -185,8 +185,8 @@ class MatchResult(Match):
         support: how many support points each pass was asked beside the keypoints.
         calls: pairs handed to the matcher for this answer (coarse, candidates, fine, backward).
         cost: the same in units of one plain match; images that a feature matcher shares between calls count once.
-        seconds: {"coarse", "matcher", "own", "total"} wall time of this pair (its share of a batch): in the matcher's
-            coarse pass, in the matcher at all, in KBC itself, altogether.
+        seconds: {"coarse", "matcher", "own", "total"} wall time: in the matcher's coarse pass, in the matcher at all,
+            in KBC itself, altogether. Pairs matched together share alike: each has the batch's time over their number.
         notes: what a user should know: a failed fine pass, a refused window.
 
     >>> import numpy as np, kbc

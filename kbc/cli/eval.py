@@ -18,7 +18,7 @@ from kbc.errors import DataError, InputError, MissingDependencyError, counted, m
 from kbc.evaluation.outcomes import Outcome, read_outcomes
 from kbc.evaluation.pck import Frame, Protocol, Threshold
 from kbc.evaluation.plan import OFF, Plan, Run, Source, complete, parse_shard
-from kbc.evaluation.report import DatasetReport, Report, build
+from kbc.evaluation.report import DatasetReport, Report, RunReport, build
 from kbc.evaluation.runner import execute, execute_jobs, execute_torchrun, torchrun_rank
 from kbc.files import write_json, written_whole
 from kbc.progress import progress_bar
@@ -268,15 +268,22 @@ def _short(dataset: DatasetReport) -> str:
     width = max(map(len, dataset.runs))
     lines = [
         fitted(f"{dataset.name}: {dataset.protocol}", 0, 2),
-        f"  {'per cent per image':<{width}}   @{dataset.head}",
+        f"  {'per cent per image':<{width}}   @{dataset.head:<26}  s/pair  cost×  time×",
     ]
     for name, numbers in dataset.runs.items():
-        gain, seconds = " " * 22, numbers.seconds
+        gain = " " * 22
         if (compared := numbers.comparison) and compared.gain is not None:
             gain = f"  gain {100 * compared.gain:+5.1f} (p {compared.p:.3f})"
-        speed = "" if seconds is None else f"  {seconds:.3f} s/pair"
-        lines.append(f"  {name:<{width}}  {_share(dataset, name)}{gain}{speed}")
+        lines.append(f"  {name:<{width}}  {_share(dataset, name)}{gain}{_price(numbers)}")
     return "\n".join(lines)
+
+
+def _price(numbers: RunReport) -> str:
+    """Seconds a pair, and the price in units of the plain matcher: of its calls, of its time."""
+    if numbers.seconds is None:
+        return ""
+    ratios = ("–" if value is None else f"{value:.1f}" for value in (numbers.cost, numbers.time))
+    return f"  {numbers.seconds:6.3f}" + "".join(f"  {text:>5}" for text in ratios)
 
 
 def _share(dataset: DatasetReport, run: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -36,7 +36,10 @@ class Outcome:
         instances: how many objects of the set the target picture holds; more than one makes the pair ambiguous for a
             matcher that is not given the box.
         calls, cost: pairs handed to the matcher, and in units of one plain match.
-        seconds: the pair's share of its batch's wall time, without reading images.
+        seconds: wall time, without reading images. Pairs that were matched together share alike: each has the batch's
+            time over the number of its pairs. No two runs have the same, so equality does not look at it.
+        own_seconds: of these, KBC's own: all that was not spent in the matcher; 0 for a bare matcher, None where it is
+            not known (a failed pair, a run from before it was kept).
         fine: share of the points answered inside a window.
         source_window, target_window: what the fine pass saw, xyxy pixel edges, or None.
         input_hw: what the matcher resizes its images to, when it says so.
@@ -58,7 +61,8 @@ class Outcome:
     instances: int = 1
     calls: int = 1
     cost: float = 1.0
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
+    own_seconds: float | None = field(default=None, compare=False)
     fine: float = 0.0
     source_window: Edges | None = None
     target_window: Edges | None = None

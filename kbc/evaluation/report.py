@@ -75,7 +75,9 @@ class RunReport:
         interval: of `per_image` at the headline α.
         data_failures, matcher_failures: pairs that counted for nobody, and pairs that counted as wrong.
         any_instance: `per_image` by the protocol "any instance"; only for sets in which it may differ.
-        calls, cost, seconds, fine: means over the pairs, see `Outcome`.
+        calls, cost, seconds, own_seconds, fine: means over the pairs, see `Outcome`.
+        time: `seconds` over those of the bare run `against` (1 for that run itself): the price in time, as `cost` is
+            the price in calls.
         against: the bare run that `comparison` is with; none for that run itself.
         by_size: by the box's longest side over the image's side.
         input_hw, by_cells: the bare matcher's input, and the figures by the box's longest side in its cells of 16 px.
@@ -94,6 +96,8 @@ class RunReport:
     cost: float | None
     seconds: float | None
     fine: float | None
+    own_seconds: float | None = None
+    time: float | None = None
     any_instance: Shares | None = None
     against: str | None = None
     comparison: Comparison | None = None
@@ -244,6 +248,7 @@ def run_report(outcomes: Sequence[Outcome], protocol: Protocol) -> RunReport:
         calls=_mean(o.calls for o in counted),
         cost=_mean(o.cost for o in counted),
         seconds=_mean(o.seconds for o in counted),
+        own_seconds=_mean(o.own_seconds for o in counted if o.own_seconds is not None),
         fine=_mean(o.fine for o in counted),
         any_instance=_keyed(_measured(counted, replace(protocol, instance="any")).per_image) if several else None,
     )
@@ -364,6 +369,7 @@ def dataset_report(
 def _compared(outcomes: Sequence[Outcome], base: Sequence[Outcome], against: str, protocol: Protocol) -> RunReport:
     """A run's figures with those by size, and beside its baseline's when that is another run that has any."""
     found = replace(run_report(outcomes, protocol), by_size=by_size(outcomes, protocol, lambda o: o.size, SIZE_EDGES))
+    found = replace(found, time=_ratio(found.seconds, _mean(o.seconds for o in base if o.counts)))
     if base and against != outcomes[0].run:
         found = replace(found, against=against, comparison=comparison(base, outcomes, protocol))
     input_hw = next((o.input_hw for o in base if o.input_hw is not None), None)
@@ -404,6 +410,10 @@ def _number(value: float) -> float | None:
 def _mean(values: Iterable[float]) -> float | None:
     held = list(values)
     return math.fsum(held) / len(held) if held else None
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
 
 
 def _interval(values: Sequence[float]) -> Interval:

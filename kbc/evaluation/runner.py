@@ -107,6 +107,7 @@ def _answered(outcome: Outcome, match: Match, seconds: float) -> Outcome:
         outcome,
         predicted=rows(match.keypoints),
         seconds=seconds,
+        own_seconds=_own_seconds(match, seconds),
         calls=int(getattr(match, "calls", 1)),
         cost=float(getattr(match, "cost", 1.0)),
         fine=float(np.mean([answer == "fine" for answer in kept])) if kept else 0.0,
@@ -115,6 +116,12 @@ def _answered(outcome: Outcome, match: Match, seconds: float) -> Outcome:
         localizer=str(getattr(match, "localizer", "")),
         notes=tuple(getattr(match, "notes", ())),
     )
+
+
+def _own_seconds(match: Match, seconds: float) -> float | None:
+    """Of a pair's seconds those that were not the matcher's; None where a wrapper does not say."""
+    told = getattr(match, "seconds", {"matcher": seconds})
+    return max(seconds - told["matcher"], 0.0) if "matcher" in told else None
 
 
 def execute(

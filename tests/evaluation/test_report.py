@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from kbc.cli import eval as command
 from kbc.errors import InputError
 from kbc.evaluation.markdown import render
-from kbc.evaluation.outcomes import Outcome
+from kbc.evaluation.outcomes import Outcome, parse_outcome
 from kbc.evaluation.pck import Protocol
 from kbc.evaluation.plan import Plan, Run, Source
 from kbc.evaluation.report import (
@@ -92,6 +93,47 @@ def test_a_run_by_hand() -> None:
     assert found.matcher_failures == 0
 
 
+def test_the_price_is_told_in_calls_and_in_time() -> None:
+    slower = [
+        replace(o, seconds=2.0, own_seconds=own, cost=4.0) for o, own in zip(BETTER, (0.5, 1.5, 1, 1), strict=True)
+    ]
+    runs = {"m off": PLAIN, "m best": slower}
+    found = dataset_report("set", runs, {"m off": "m off", "m best": "m off"}, PROTOCOL).runs
+    assert (found["m best"].cost, found["m best"].time, found["m best"].own_seconds) == (4.0, 4.0, 1.0)
+    assert (found["m off"].time, found["m off"].own_seconds) == (1.0, None)  # its lines do not say
+    alone = dataset_report("set", {"m best": slower}, {"m best": "m best"}, PROTOCOL).runs["m best"]
+    assert alone.time == 1.0
+
+
+def test_lines_from_before_own_seconds_were_kept_are_read() -> None:
+    told = outcome(0, [True], own_seconds=0.25)
+    line = told.to_json()
+    assert parse_outcome(line).own_seconds == 0.25
+    older = line.replace(',"own_seconds":0.25', "")
+    assert older != line
+    assert parse_outcome(older) == told
+    assert parse_outcome(older).own_seconds is None
+
+
+def test_a_report_from_before_is_read_and_shown() -> None:
+    text = (Path(__file__).parent.parent.parent / "examples" / "results" / "report.json").read_text(encoding="utf-8")
+    older = json.loads(text)
+    for dataset in older["datasets"]:
+        for numbers in dataset["runs"].values():
+            numbers.pop("own_seconds", None)
+            numbers.pop("time", None)
+    report = TypeAdapter(Report).validate_python(older)
+    assert report.to_dict() == older
+    assert "| 1.0 | 1.0 | – | 0.0" in render(report)
+    assert "KBC's own |" not in render(report)
+
+
+def test_seconds_do_not_make_an_outcome_another() -> None:
+    one = outcome(0, [True])
+    assert one == replace(one, seconds=3.0, own_seconds=1.0)
+    assert one != replace(one, cost=2.0)
+
+
 def test_failures_of_the_matcher_count_as_wrong_and_of_the_data_not_at_all() -> None:
     failed = outcome(1, [True, True], failure="matcher", error="x", predicted=(None, None))
     broken = Outcome("set", "m off", "2", 2, failure="data", error="y", truth=((1.0, 1.0),))
@@ -119,7 +161,7 @@ def test_the_markdown_carries_protocol_gain_and_price(root: Path) -> None:
     made = Plan((Source("coco", str(root)),), (Run("m", "off"), Run("m", "best"), Run("m", "given")))
     datasets = made.open()
     name = datasets[0].name
-    told = [outcome(i, [True, True], "m given", instances=2) for i in range(4)]
+    told = [outcome(i, [True, True], "m given", instances=2, own_seconds=0.125, seconds=1.0) for i in range(4)]
     held = [
         Outcome(**{**o.__dict__, "dataset": name, "instances": 1 + i % 2})
         for group in (PLAIN, BETTER, told)
@@ -138,7 +180,9 @@ def test_the_markdown_carries_protocol_gain_and_price(root: Path) -> None:
         "+12.5",
         "0.375",
         "much worse",
-        "s / pair",
+        "cost | time | s / pair | own s",
+        "| 2.0 | 1.000 | 0.125 |",
+        "| of them KBC's own |",
         "Without the target's box",
         "With the target's box given",
         "By object size",

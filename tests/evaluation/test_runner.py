@@ -35,7 +35,7 @@ def plan(root: Path, **options: Any) -> Plan:
 
 
 def timeless(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    return [replace(outcome, seconds=0.0) for outcome in outcomes]
+    return [replace(outcome, seconds=0.0, own_seconds=None) for outcome in outcomes]
 
 
 def report(made: Plan, folder: Path) -> dict[str, Any]:
