@@ -13,7 +13,7 @@ from kbc import __version__
 from kbc.data import Dataset, open_dataset, shrink
 from kbc.errors import DataError, InputError, must_be
 from kbc.evaluation.outcomes import Outcome
-from kbc.files import output_folder, tree_digest, write_json
+from kbc.files import output_folder, read_json, tree_digest, write_json
 from kbc.matchers.protocol import Matcher
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ class Plan:
         if path.is_file() and written(folder):
             hint = "choose another --out, or remove the folder"
             try:
-                held = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
+                held = dict(read_json(path))
+            except (ValueError, TypeError) as error:
                 raise DataError(
                     f"{path} must be the plan of the results beside it, received {error}; {hint}"
                 ) from error

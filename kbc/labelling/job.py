@@ -13,7 +13,7 @@ import numpy as np
 from kbc import __version__
 from kbc.errors import DataError, InputError, must_be
 from kbc.evaluation.outcomes import points, rows
-from kbc.files import LineFile, file_digest, output_file
+from kbc.files import LineFile, file_digest, output_file, read_bytes
 from kbc.geometry import Box
 from kbc.images import image_hw, load_image
 from kbc.labelling.detections import Detection
@@ -107,17 +107,19 @@ def _identity(labels: Labels, labeller: Labeller, settings: Mapping[str, Any]) -
 
 def _take_up(file: LineFile, path: Path, identity: str, boxes: Boxes | None) -> dict[str, dict[str, Any]]:
     """The lines of an interrupted job, by picture; begins the journal where there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_bytes(path).split(b"\n")[:-1]
     if not lines:
         file.write(_json({"kbc": identity}))
         return {}
-    try:
-        held = [json.loads(line) for line in lines]
-        before = held[0]["kbc"]
-        done = {line["image"]: line for line in held[1:]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(must_be(str(path), "the journal of an interrupted transfer", repr(error))) from error
-    if before != identity:
+    for number, line in enumerate(lines, 1):
+        text, _, check = line.rpartition(b"\t")
+        if _checksum(text) != check:
+            hint = f"remove {str(path)!r} to begin anew"
+            received = f"another or a damaged line {number}"
+            raise DataError(must_be(str(path), "the journal of an interrupted transfer", received, hint))
+    before, *held = (json.loads(line.rpartition(b"\t")[0]) for line in lines)
+    done = {line["image"]: line for line in held}
+    if before != {"kbc": identity}:
         hint = f"remove {str(path)!r} to begin anew, or choose another --out"
         received = "results of other labels, exemplars, matcher or options"
         raise InputError(must_be("--out", "free of another unfinished transfer", received, hint))
@@ -136,7 +138,13 @@ def _stamp(image: Path, boxes: Boxes | None) -> list[Any]:
 
 
 def _json(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n"
+    """A line of the journal: JSON, a tab and its checksum, so that what has one is as it was written."""
+    text = json.dumps(line, separators=(",", ":"), allow_nan=False)
+    return f"{text}\t{_checksum(text.encode()).decode()}\n"
+
+
+def _checksum(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=8).hexdigest().encode()
 
 
 def _line(result: Transferred, stamp: list[Any]) -> dict[str, Any]:

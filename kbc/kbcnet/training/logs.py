@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kbc.errors import MissingDependencyError
+from kbc.errors import DataError, MissingDependencyError, must_be
+from kbc.files import read_table
 
 
 class Log:
@@ -15,14 +16,11 @@ class Log:
 
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         self.path = folder / "log.csv"
-        rows: list[dict[str, str]] = []
-        if step and self.path.is_file():
-            with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        rows = _rows_up_to(self.path, step) if step and self.path.is_file() else []
         self.file = self.path.open("w", newline="")
         self.writer: csv.DictWriter[str] | None = None
         for row in rows:
-            self._write(dict(row))
+            self._write(row)
         self.board: Any = None
         if tensorboard:
             try:
@@ -51,3 +49,13 @@ class Log:
         self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+def _rows_up_to(path: Path, step: int) -> list[dict[str, str]]:
+    """The whole rows of a log up to a step; a run that was killed may have left half a row."""
+    (_, header), *rows = read_table(path) or [(0, [])]
+    try:
+        held = [dict(zip(header, row, strict=True)) for _, row in rows if len(row) == len(header)]
+        return [row for row in held if int(row["step"]) <= step]
+    except (KeyError, ValueError) as error:
+        raise DataError(must_be("out", "a folder with the run's log.csv", f"{path} ({error})", "remove it")) from error

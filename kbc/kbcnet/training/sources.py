@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -11,6 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kbc.errors import DataError, InputError, must_be
+from kbc.files import read_json
 from kbc.kbcnet.training.augment import Sample, Views, framed_pair, mirrored, rising, warped_pair
 
 if TYPE_CHECKING:
@@ -189,10 +189,10 @@ def read_split(name: str) -> dict[str, dict[str, list[str]]]:
     """
     path = Path(name) if Path(name).parent != Path() else Path(__file__).parents[1] / "configs" / name
     try:
-        split = json.loads(path.read_text())
+        split = read_json(path)
         return {key: {part: [str(file) for file in part_files] for part, part_files in parts.items()}
                 for key, parts in split.items()}  # fmt: skip
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise DataError(must_be("split", "a JSON file {set: {part: [names]}}", f"{str(path)!r} ({error})")) from error
 
 
