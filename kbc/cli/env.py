@@ -7,8 +7,12 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from kbc.files import write_json
+
+if TYPE_CHECKING:
+    import torch
 
 HELP = "Print versions and devices; paste it into a bug report. Nothing is sent anywhere."
 
@@ -72,9 +76,22 @@ def _torch() -> dict[str, str]:
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         facts[f"cuda:{index}"] = f"{card.name}, sm_{card.major}{card.minor}, {card.total_memory / 2**30:.0f} GiB"
+        facts[f"triton kernels, cuda:{index}"] = _kernels(torch.device("cuda", index))
     if not torch.cuda.is_available():
-        facts["cuda"] = "no device"
+        facts |= {"cuda": "no device", "triton kernels": "not tried: no CUDA device"}
     return facts
+
+
+def _kernels(device: torch.device) -> str:
+    """Whether the 4D convolution's Triton kernels compute what they should there."""
+    from kbc.ops import trial
+    from kbc.ops.conv4d import triton_installed
+
+    if not triton_installed():
+        return "not tried: triton is not installed"
+    wrong = trial.examine(device)
+    named = "; ".join(f"{kernel} {what}" for kernel, what in wrong.items())
+    return f"{named}; torch computes these instead" if wrong else "all right"
 
 
 def _processor() -> str:

@@ -11,13 +11,13 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kbc.errors import InputError, must_be
-from kbc.ops import cpu
+from kbc.ops import cpu, trial
 from kbc.ops.spec import BACKENDS, Activation, Backend, Padding, Spec, autocast_arguments, check_kinds, check_layer
 
 
@@ -49,8 +49,8 @@ def center_pivot_conv4d(
             The output grid is the (strided) input grid either way.
         activation: None or "relu".
         backend: "reference" (permute + conv2d, any device, autograd by torch), "torch" (channels-last views), "triton"
-            (CUDA, or any device under TRITON_INTERPRET=1), or "auto": triton on CUDA when it is installed and
-            the dtype is not fp64, else torch.
+            (CUDA, or any device under TRITON_INTERPRET=1), or "auto": triton on CUDA when it is installed, the dtype is
+            not fp64 and the layer's kernel proved right there on a small input (`kbc.ops.trial`), else torch.
 
     Returns:
         (B, O, Ha, Wa, ceil(Hb/sh), ceil(Wb/sw)), the dtype of x. Under autocast: the autocast dtype (fp64 is kept).
@@ -68,8 +68,8 @@ def center_pivot_conv4d(
     return y
 
 
-def choose_backend(backend: Backend, x: Tensor) -> Literal["reference", "torch", "triton"]:
-    """The backend that runs for this tensor.
+def choose_backend(backend: Backend, x: Tensor) -> Backend:
+    """The backend that runs for this tensor; "auto" where each of triton's kernels has still to prove right.
 
     Raises:
         InputError: an unknown name, or triton where it cannot run.
@@ -78,7 +78,7 @@ def choose_backend(backend: Backend, x: Tensor) -> Literal["reference", "torch",
         return backend
     if backend == "auto":
         # fp64 is for checks and has no tensor cores: the library's convolution is as good
-        return "triton" if x.is_cuda and x.dtype != torch.float64 and triton_installed() else "torch"
+        return "auto" if x.is_cuda and x.dtype != torch.float64 and triton_installed() else "torch"
     if backend != "triton":
         raise InputError(must_be("backend", f"one of {', '.join(BACKENDS)}", repr(backend)))
     if not triton_installed():
@@ -96,13 +96,12 @@ def triton_installed() -> bool:
     return find_spec("triton") is not None
 
 
-def _kernels(backend: str) -> ModuleType:
-    """The module whose `forward` and `backward` compute."""
-    if backend == "triton":
-        from kbc.ops import triton_kernels
-
-        return triton_kernels
-    return cpu
+def _kernels(
+    backend: str, part: trial.Part, x: Tensor, weight_a: Tensor, weight_b: Tensor, bias: Tensor | None, spec: Spec
+) -> ModuleType:
+    """The module whose `forward` or `backward` computes this part of this layer."""
+    by_triton = backend == "triton" or (backend == "auto" and trial.trusted(part, x, weight_a, weight_b, bias, spec))
+    return trial.triton_module() if by_triton else cpu
 
 
 def _spec(stride: Sequence[int], offsets: Sequence[int], relu: bool) -> Spec:
@@ -128,7 +127,9 @@ def _op(
 ) -> Tensor:
     # Triton launches on the current device, which need not be x's
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        y: Tensor = _kernels(backend).forward(x, weight_a, weight_b, bias, _spec(stride, offsets, relu))
+        spec = _spec(stride, offsets, relu)
+        kernels = _kernels(backend, "forward", x, weight_a, weight_b, bias, spec)
+        y: Tensor = kernels.forward(x, weight_a, weight_b, bias, spec)
         return y
 
 
@@ -161,8 +162,17 @@ def _op_backward(
 
     `weight_a` alone tells the number of outputs; `grad` already has the ReLU's mask applied.
     """
-    wanted = (bool(needs[0]), bool(needs[1]), bool(needs[2]))
-    found = _kernels(backend).backward(grad, x, weight_a, weight_b, _spec(stride, offsets, False), wanted)
+    spec = _spec(stride, offsets, False)
+    found: list[Tensor | None] = [None] * 4
+    parts: tuple[tuple[trial.Part, bool], ...] = (("input gradient", needs[0]), ("weight gradients", needs[1]))
+    for part, needed in parts:
+        if needed:
+            wanted = (part == "input gradient", part == "weight gradients", False)
+            kernels = _kernels(backend, part, x, weight_a, weight_b, None, spec)
+            gradients = kernels.backward(grad, x, weight_a, weight_b, spec, wanted)
+            found = [new if new is not None else old for new, old in zip(gradients, found, strict=True)]
+    if needs[2]:
+        found[3] = grad.sum((0, 2, 3, 4, 5))
     return [x.new_empty(0) if g is None else g for g in found]
 
 

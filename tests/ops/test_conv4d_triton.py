@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kbc.errors import InputError
-from kbc.ops import CenterPivotConv4d, center_pivot_conv4d
+from kbc.ops import CenterPivotConv4d, center_pivot_conv4d, trial
 from kbc.ops.conv4d import choose_backend
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -190,3 +190,10 @@ def test_gpu_gradients_repeat_bit_by_bit_and_compile() -> None:
     first, second = (torch.autograd.grad(layer(x).float().square().sum(), list(layer.parameters())) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.gpu
+@needs_triton
+@needs_gpu
+def test_gpu_kernels_prove_right() -> None:
+    assert trial.examine(torch.device("cuda", 0)) == {}
