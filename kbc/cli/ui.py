@@ -29,7 +29,8 @@ from kbc.images import require_cv2
 from kbc.types import MatchResult, Pair
 
 HELP = """Open a page in the browser: choose two images, click points on the left one, and see where a matcher finds
-them on the right one, with and without KBC. Needs pip install "kbc[ui]"."""
+them on the right one, with and without KBC. Needs pip install "kbc[ui]". With --labels, a page to put right what
+`kbc transfer` found, the most doubtful first; needs no extra."""
 
 TITLE = "kbc: keypoints on small objects"
 COLUMNS = ["point", "source x", "source y", "coarse x", "coarse y", "KBC x", "KBC y", "origin"]
@@ -78,7 +79,9 @@ class View:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc ui`."""
-    add_matcher_options(parser)
+    add_matcher_options(parser, None)
+    parser.add_argument("--labels", metavar="FILE", help="COCO keypoints to put right; saved to the same file")
+    parser.add_argument("--root", metavar="DIR", help="folder that the file names of --labels start from")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=None, help="port (default: the first free one from 7860)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
@@ -90,11 +93,17 @@ def run(args: argparse.Namespace) -> int:
 
     if args.port is not None and not 1 <= args.port <= 65535:
         raise InputError(must_be("--port", "between 1 and 65535", args.port))
-    options = key_values(args.option)
-    load_matcher(args.matcher, **options)  # what is wrong with it is said here, not on the page
+    if args.labels is not None:
+        from kbc.cli import label_ui
+
+        return label_ui.run(args)
+    if args.root is not None:
+        raise InputError(must_be("--root", "given together with --labels", repr(args.root)))
+    options, matcher = key_values(args.option), args.matcher or "hog"
+    load_matcher(matcher, **options)  # what is wrong with it is said here, not on the page
     _require_gradio()
     with _own_folder() as folder:
-        page = build(Server(folder, args.matcher, options))
+        page = build(Server(folder, matcher, options))
         _, url, _ = page.launch(
             server_name=args.host, server_port=args.port, inbrowser=not args.no_browser, **launch_options(args.host)
         )

@@ -71,6 +71,7 @@ class CocoAnnotation(Record):
     keypoints: tuple[Annotated[float, Field(allow_inf_nan=True)] | None, ...] | None = ()
     bbox: Any = None
     bbox_kind: Literal["annotated", "keypoint-extent"] = "annotated"
+    labelled: Any = True  # false where `kbc transfer` found the points
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ class Labels:
 def read_labels(path: Path, root: Path | None = None) -> Labels:
     """The labelled objects of a COCO keypoints file; a point counts when it is visible (v = 2).
 
+    What `kbc transfer` found itself (`labelled` is false) is no label; what a person corrected is.
+
     Args:
         path: the JSON file.
         root: folder that its `file_name`s start from; by default the one it lies in.
@@ -120,7 +122,7 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
     exemplars: list[Exemplar] = []
     labelled: dict[Path, list[LabelledObject]] = {}
     for annotation in reader.annotations.values():
-        if not any((annotation.keypoints or ())[2::3]):
+        if annotation.labelled is False or not any((annotation.keypoints or ())[2::3]):
             continue
         picture, points, box, kind = reader.side(annotation.id)
         category = reader.categories[annotation.category_id]

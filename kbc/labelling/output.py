@@ -63,7 +63,9 @@ def coco(
         height, width = picture.size_hw
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         own = labels.labelled.get(_path(picture))
-        bodies = [_labelled(o) for o in own] if own else [_found(o, categories[o.category]) for o in picture.objects]
+        bodies = (
+            [_labelled(o) for o in own] if own else [annotation_of(o, categories[o.category]) for o in picture.objects]
+        )
         kinds = [o.category for o in own or picture.objects]
         for body, kind in zip(bodies, kinds, strict=True):
             place = {"id": len(annotations) + 1, "image_id": number, "category_id": categories[kind].id}
@@ -97,7 +99,8 @@ def _category(one: Category) -> dict[str, Any]:
     }
 
 
-def _found(found: FoundObject, category: Category) -> dict[str, Any]:
+def annotation_of(found: FoundObject, category: Category) -> dict[str, Any]:
+    """A found object as COCO's annotation, without its numbers; see `coco`."""
     there = defined(found.keypoints)
     flat: list[float] = []
     for known, (x, y) in zip(there, found.keypoints.tolist(), strict=True):
@@ -106,7 +109,7 @@ def _found(found: FoundObject, category: Category) -> dict[str, Any]:
     return {
         "keypoints": flat,
         "num_keypoints": int(there.sum()),
-        **_boxed(found.box, "annotated" if found.given else "keypoint-extent"),
+        **boxed(found.box, "annotated" if found.given else "keypoint-extent"),
         "score": round(found.sureness, 4),
         "keypoint_scores": [round(float(c), 4) for c in np.nan_to_num(found.confidence)],
         "labelled": False,
@@ -128,14 +131,15 @@ def _labelled(own: LabelledObject) -> dict[str, Any]:
     return {
         "keypoints": flat,
         "num_keypoints": int(seen.sum()),
-        **_boxed(box, kind),
+        **boxed(box, kind),
         "score": 1.0,
         "keypoint_scores": [float(known) for known in seen],
         "labelled": True,
     }
 
 
-def _boxed(box: Box, kind: str) -> dict[str, Any]:
+def boxed(box: Box, kind: str) -> dict[str, Any]:
+    """A box as an annotation holds it; `kind` is "annotated" or "keypoint-extent"."""
     numbers = [round(value, DIGITS) for value in (box.x0, box.y0, box.width, box.height)]
     return {"bbox": numbers, "bbox_kind": kind, "area": round(box.area, DIGITS), "iscrowd": 0}
 

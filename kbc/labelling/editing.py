@@ -1,0 +1,329 @@
+"""Transferred points put right by a person: a COCO file, object by object, the most doubtful first."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from kbc.data.coco import read_coco
+from kbc.data.records import Problems, Record, box_xywh, checked, inside
+from kbc.errors import DataError, InputError, must_be
+from kbc.files import read_json, write_json
+from kbc.geometry import Box
+from kbc.labelling.detections import Detection
+from kbc.labelling.labels import Exemplar, Labels, read_labels
+from kbc.labelling.output import DIGITS, annotation_of, boxed
+from kbc.labelling.pipeline import Labeller
+
+Progress = Callable[[int, int], None]
+"""Called with (pictures done, pictures in all)."""
+
+
+class Correction(Record):
+    """What a person says of one object: its points x, y, v in the category's order; v as in COCO.
+
+    v is 2 where the point is visible, 1 where it is hidden but its place is known, 0 where it is not in the picture.
+    `id` is the annotation's; without it an object of a category is added to a picture.
+    """
+
+    keypoints: list[tuple[float, float, Literal[0, 1, 2]]]
+    id: int | None = None
+    image_id: int | None = None
+    category_id: int | None = None
+
+
+class Which(Record):
+    """An object of the file, by its annotation's number."""
+
+    id: int
+
+
+class _Info(Record):
+    images: Annotated[str, Field(max_length=4096)] = "."
+
+
+class LabelFile:
+    """A COCO keypoints file under correction; every change is written at once, fields that others put there stay.
+
+    Methods may be called from several threads.
+
+    Args:
+        path: as `kbc transfer` writes it, or any COCO keypoints file.
+        root: folder that its file names start from; by default the one that the file names, else its own.
+
+    Raises:
+        DataError: it cannot be read, or something in it is broken.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path = Path(os.path.abspath(path))
+        self._lock = threading.RLock()
+        problems = Problems()
+        read_coco(self.path, problems)
+        for problem in problems:
+            raise DataError(f"{path}: {problem}")
+        self.document: dict[str, Any] = read_json(self.path)
+        self._written = self._stamp()
+        info = self.document.get("info")
+        said = checked(info, _Info, self.path).images if isinstance(info, dict) else "."
+        self.root = self.path.parent / said if root is None else Path(os.path.abspath(root))
+        self._images = {one["id"]: one for one in self.document["images"]}
+        self._categories = {one["id"]: one for one in self.document["categories"] if one.get("keypoints")}
+        if not self._categories:
+            raise DataError(must_be(str(path), "a file whose categories name keypoints", "none that does"))
+        for one in self.document["annotations"]:
+            self._check(one)
+        self._opened: dict[int, dict[str, Any]] = {}
+        self._keep()
+
+    def _keep(self) -> None:
+        """Remember the objects as they are, for `undo`."""
+        self._opened = {one["id"]: copy.deepcopy(one) for one in self.document["annotations"]}
+
+    def _check(self, one: dict[str, Any]) -> None:
+        place = f"annotation {one['id']} in {self.path}"
+        if one["image_id"] not in self._images or one["category_id"] not in self._categories:
+            raise DataError(
+                must_be(place, "of an image and of a category with keypoints of this file", one["image_id"])
+            )
+        names = self._categories[one["category_id"]]["keypoints"]
+        if len(one.get("keypoints") or ()) not in (0, 3 * len(names)):
+            received = f"{len(one['keypoints'])} numbers"
+            raise DataError(must_be(place, f"with {len(names)} keypoints x, y, v", received))
+
+    def picture(self, image_id: int) -> Path:
+        """The file of a picture.
+
+        Raises:
+            InputError: there is no such number.
+        """
+        if image_id not in self._images:
+            raise InputError(must_be("image_id", "of a picture of the file", image_id))
+        return inside(self.root, self._images[image_id]["file_name"], "file_name")
+
+    def objects(self) -> list[dict[str, Any]]:
+        """What a page shows, JSON-ready: the most doubtful object first, pictures without any before them.
+
+        Objects that a person has labelled come last, in the file's order.
+        """
+        with self._lock:
+            found = [self._shown(one) for one in self.document["annotations"]]
+            used = {one["image"] for one in found}
+            first = next(iter(self._categories))
+            empty = [self._empty(number, first) for number in self._images if number not in used]
+        return [*empty, *sorted(found, key=lambda one: (one["labelled"], 0 if one["labelled"] else one["score"]))]
+
+    def _shown(self, one: dict[str, Any]) -> dict[str, Any]:
+        names = self._categories[one["category_id"]]["keypoints"]
+        rows = np.array([v or 0 for v in one.get("keypoints") or [0] * 3 * len(names)], dtype=np.float64)
+        scores = one.get("keypoint_scores")
+        known = scores if isinstance(scores, list) and len(scores) == len(names) else [1.0] * len(names)
+        score = one.get("score")
+        return {
+            **self._empty(one["image_id"], one["category_id"]),
+            "id": one["id"],
+            "points": [[x, y, int(v)] for x, y, v in rows.reshape(-1, 3).tolist()],
+            "scores": known,
+            "score": float(score) if isinstance(score, (int, float)) else float(np.mean(known)),
+            "box": one.get("bbox") or None,
+            "labelled": _labelled(one),
+        }
+
+    def _empty(self, image_id: int, category_id: int) -> dict[str, Any]:
+        """A picture without an object, as an object without points."""
+        category = self._categories[category_id]
+        image = self._images[image_id]
+        names = list(category["keypoints"])
+        return {
+            "id": None,
+            "image": image_id,
+            "file": image["file_name"],
+            "category_id": category_id,
+            "category": category["name"],
+            "names": names,
+            "skeleton": category.get("skeleton") or [],
+            "points": [[0.0, 0.0, 0]] * len(names),
+            "scores": [0.0] * len(names),
+            "score": 0.0,
+            "box": None,
+            "labelled": False,
+        }
+
+    def correct(self, correction: Correction) -> dict[str, Any]:
+        """Take over what a person says, write the file, and give the object as `objects` does.
+
+        The object counts as labelled from then on: its points have a confidence of 1 where they are given.
+
+        Raises:
+            InputError: unknown numbers, another number of points, a point that is not finite or lies outside the
+                picture, or a file that somebody else has changed.
+        """
+        with self._lock:
+            one = self._found(correction)
+            names = self._categories[one["category_id"]]["keypoints"]
+            points = correction.keypoints
+            if len(points) != len(names):
+                raise InputError(must_be("keypoints", f"{len(names)} points", len(points)))
+            image = self._images[one["image_id"]]
+            width, height = (image.get(side) or np.inf for side in ("width", "height"))
+            for x, y, v in points:
+                if v and not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+                    raise InputError(must_be("keypoints", f"inside the picture ({width}×{height})", (x, y)))
+            rows = [[round(x, DIGITS), round(y, DIGITS), v] if v else [0, 0, 0] for x, y, v in points]
+            box = Box.around(np.array([row[:2] for row in rows if row[2]], dtype=np.float64).reshape(-1, 2))
+            given = one.get("bbox_kind") == "annotated" and one.get("bbox")
+            one.update(
+                keypoints=[value for row in rows for value in row],
+                num_keypoints=sum(v > 0 for *_, v in points),
+                **({} if given or box is None else boxed(box, "keypoint-extent")),
+                score=round(float(np.mean([v > 0 for *_, v in points])), 4),
+                keypoint_scores=[float(v > 0) for *_, v in points],
+                labelled=True,
+                exemplar=None,
+            )
+            if one not in self.document["annotations"]:
+                self.document["annotations"].append(one)
+            self._write()
+            return self._shown(one)
+
+    def _found(self, correction: Correction) -> dict[str, Any]:
+        """The annotation that is corrected, or a new one."""
+        if correction.id is not None:
+            return self._annotation(correction.id)
+        for name, value, known in (
+            ("image_id", correction.image_id, self._images),
+            ("category_id", correction.category_id, self._categories),
+        ):
+            if value not in known:
+                raise InputError(must_be(name, "a number of the file", value))
+        number = 1 + max((one["id"] for one in self.document["annotations"]), default=0)
+        return {"id": number, "image_id": correction.image_id, "category_id": correction.category_id}
+
+    def _annotation(self, number: int) -> dict[str, Any]:
+        for one in self.document["annotations"]:
+            if one["id"] == number:
+                return one  # type: ignore[no-any-return]
+        raise InputError(must_be("id", "of an annotation of the file", number))
+
+    def undo(self, number: int) -> dict[str, Any]:
+        """An object as it was when the file was opened or last asked about again; written, and given as by `correct`.
+
+        Raises:
+            InputError: there is none with this number, it was added since, or somebody else has changed the file.
+        """
+        with self._lock:
+            one = self._annotation(number)
+            if number not in self._opened:
+                raise InputError(must_be("id", "of an object that was there before", number, "remove it instead"))
+            one.clear()
+            one.update(copy.deepcopy(self._opened[number]))
+            self._write()
+            return self._shown(one)
+
+    def remove(self, number: int) -> None:
+        """Take an object out and write the file.
+
+        Raises:
+            InputError: there is none with this number, or somebody else has changed the file.
+        """
+        with self._lock:
+            self.document["annotations"].remove(self._annotation(number))
+            self._write()
+
+    def labels(self) -> Labels:
+        """The objects that a person has labelled, as `kbc transfer` would read them.
+
+        Raises:
+            DataError: there is none with a visible point.
+        """
+        with self._lock:
+            return read_labels(self.path, self.root)
+
+    def transfer_again(self, labeller: Labeller, progress: Progress | None = None) -> None:
+        """Ask the labeller about every picture without a labelled object, and put what it finds in place of the old.
+
+        Boxes of a detector are kept: each gets new points. A picture that fails keeps what it had, and so does one
+        with an object of a category that the labeller has no exemplar of.
+
+        Args:
+            labeller: made of `labels().exemplars`.
+            progress: called after every picture.
+        """
+        with self._lock:
+            kinds = {one.name: one for one in labeller.categories}
+            done = self._done(set(kinds))
+            asked = [number for number in self._images if number not in done]
+            boxes = self._boxes()
+        found: dict[int, list[dict[str, Any]]] = {}
+        for count, number in enumerate(asked, 1):
+            result = labeller(self.picture(number), None if boxes is None else boxes.get(number, ()))
+            if not result.error:
+                found[number] = [
+                    {"category_id": self._number_of(one.category), **annotation_of(one, kinds[one.category])}
+                    for one in result.objects
+                ]
+            if progress is not None:
+                progress(count, len(asked))
+        with self._lock:  # what was corrected meanwhile stays
+            done = self._done(set(kinds))
+            self._replace({number: new for number, new in found.items() if number not in done})
+            self._remember(labeller.exemplars)
+            self._write()
+            self._keep()
+
+    def _done(self, categories: set[str]) -> set[int]:
+        """Pictures with a labelled object, or one of another category than these."""
+        found = self.document["annotations"]
+        named = {number: one["name"] for number, one in self._categories.items()}
+        return {one["image_id"] for one in found if _labelled(one) or named[one["category_id"]] not in categories}
+
+    def _boxes(self) -> dict[int, list[Detection]] | None:
+        """A detector's boxes by picture; None where objects were looked for."""
+        found: dict[int, list[Detection]] = {}
+        for one in self.document["annotations"]:
+            if one.get("bbox_kind") == "annotated" and one.get("bbox") and not _labelled(one):
+                name = self._categories[one["category_id"]]["name"]
+                found.setdefault(one["image_id"], []).append(Detection(box_xywh(one["bbox"], "bbox"), name))
+        return found or None
+
+    def _number_of(self, category: str) -> int:
+        return next(int(number) for number, one in self._categories.items() if one["name"] == category)
+
+    def _replace(self, found: dict[int, list[dict[str, Any]]]) -> None:
+        kept = [one for one in self.document["annotations"] if one["image_id"] not in found]
+        number = max((one["id"] for one in self.document["annotations"]), default=0)
+        for image_id, new in found.items():
+            for one in new:
+                number += 1
+                kept.append({"id": number, "image_id": image_id, **one})
+        self.document["annotations"][:] = kept
+
+    def _remember(self, exemplars: Sequence[Exemplar]) -> None:
+        made_by = self.document.setdefault("info", {}).setdefault("kbc", {})
+        made_by["labels"] = self.path.name
+        made_by["exemplars"] = [{"image": Path(str(one.image)).name, "category": one.category} for one in exemplars]
+
+    def _write(self) -> None:
+        if self._stamp() != self._written:
+            raise InputError(must_be(str(self.path), "changed by this page alone", "a newer file", "load it again"))
+        write_json(self.document, self.path)
+        self._written = self._stamp()
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return (-1, -1)
+        return (found.st_size, found.st_mtime_ns)
+
+
+def _labelled(one: dict[str, Any]) -> bool:
+    """Whether a person vouches for the points: files that are not `kbc transfer`'s hold nothing else."""
+    return bool(one.get("labelled", True)) and any((one.get("keypoints") or ())[2::3])
