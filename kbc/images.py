@@ -32,6 +32,7 @@ _DEEP = (np.uint16, np.int16, np.uint32, np.int32)
 
 _fingerprints: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _digests: dict[int, bytes] = {}
+_origins: dict[int, tuple[Any, str]] = {}
 
 
 def require_cv2() -> Any:
@@ -128,9 +129,21 @@ def _from_file(name: str | os.PathLike[str], argument: str) -> Image:
     return immutable(_from_array(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded), f"{argument} {str(path)!r}"))
 
 
-def immutable(image: Image) -> Image:
-    """A copy whose memory nobody can ever write to: its digest can be kept."""
-    return np.ndarray(image.shape, np.uint8, image.tobytes())
+def immutable(image: Image, part_of: Image | None = None, which: str = "") -> Image:
+    """A copy whose memory nobody can ever write to: its digest can be kept.
+
+    Args:
+        image: to be copied.
+        part_of: the immutable image that it was made from, if any. It is then known by that and by `which` part it is,
+            and never hashed itself.
+        which: names that part, and how it was made, for good.
+    """
+    copy: Image = np.ndarray(image.shape, np.uint8, image.tobytes())
+    if part_of is not None:
+        key = id(copy)
+        _origins[key] = (part_of, which)
+        weakref.finalize(copy, _origins.pop, key, None)
+    return copy
 
 
 def _is_immutable(image: Image) -> bool:
@@ -236,13 +249,15 @@ def _from_tensor(image: torch.Tensor, argument: str) -> Image:
 def fingerprint(image: Image) -> bytes:
     """A digest of the pixels: the key under which features of an image are cached.
 
-    Images whose memory cannot change (what `load_image` makes of a file, see `immutable`) are hashed once; others are
-    hashed at every call, because a video loop may write the next frame into the same buffer.
+    Images whose memory cannot change (what `load_image` makes of a file, see `immutable`) are hashed once, their parts
+    never; others are hashed at every call, because a video loop may write the next frame into the same buffer.
     """
     kept = _is_immutable(image)
     if kept and _fingerprints.get(id(image)) is image:
         return _digests[id(image)]
-    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
+    whole, which = _origins.get(id(image), (None, "")) if kept else (None, "")
+    content = fingerprint(whole) + which.encode() if whole is not None else np.ascontiguousarray(image).data
+    digest = hashlib.blake2b(content, digest_size=16)
     digest.update(str(image.shape).encode())
     value = digest.digest()
     if kept:

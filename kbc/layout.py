@@ -55,6 +55,10 @@ class Similarity:
     def __getitem__(self, index: object) -> Similarity:
         return Similarity(*(getattr(self, name)[index] for name in ("turn", "shift", "mirror", "score")))
 
+    def to(self, dtype: torch.dtype) -> Similarity:
+        """The same in another precision."""
+        return Similarity(*(getattr(self, name).to(dtype) for name in ("turn", "shift", "mirror", "score")))
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -113,45 +117,55 @@ def propose(
     """
     batch, count = share.shape[:2]
     asked = share.sum(2) > 0
-    size = _extent(source, asked.to(source.dtype))
-    start = torch.where(asked[..., None], source, 0.0)
-    goal = torch.where(share[..., None] > 0, answers, 0.0)
-    found, points = _through_two(start, goal, share, size, tuning)
+    # Single precision: none of this has to be exact, `fit` does it again. Places before points: torch adds up faster.
+    start = torch.where(asked[..., None], source, 0.0).float()
+    goal = torch.where(share[..., None] > 0, answers, 0.0).float().transpose(1, 2).contiguous()
+    weight, area = share.float().transpose(1, 2).contiguous(), area.float()
+    size = _extent(start, asked)
+    found, points = _through_two(start, goal, weight, size, tuning)
     # All on a part of the points first, the better ones on all.
     part = slice(None, None, max(count // tuning.rough_points, 1))
-    rough = _agreement(found, start[:, part], goal[:, part], share[:, part], size, area, tuning).mean(2) * found.score
+    rough = _agreement(found, start[:, part], goal[:, :, part], weight[:, :, part], size, area, tuning)
+    rough = rough.mean(2) * found.score
     kept = rough.topk(max(rough.shape[1] // 4, min(most, rough.shape[1])), dim=1).indices
     rows = torch.arange(batch, device=kept.device)[:, None]
     found, points = found[rows, kept], points.gather(2, kept.expand(2, -1, -1))
-    nats = _agreement(found, start, goal, share, size, area, tuning)
+    nats = _agreement(found, start, goal, weight, size, area, tuning)
     nats = nats.sum(2) - nats.gather(2, points.movedim(0, -1)).sum(2)  # the two that proposed it agree anyway
     nats = nats / asked.sum(1, keepdim=True).clamp_min(1) - torch.where(found.mirror < 0, tuning.mirror_doubt, 0.0)
     found = replace(found, score=nats.clamp_min(0.0) * found.score)
     best = found.score.topk(min(most, kept.shape[1]), dim=1).indices
-    return _or_moved(found[rows, best], source, goal[:, :, 0], share[:, :, 0])
+    found = found[rows, best].to(source.dtype)
+    return _or_moved(found, source, answers[:, :, 0], share[:, :, 0])
 
 
 def _through_two(start: Tensor, goal: Tensor, share: Tensor, size: Tensor, tuning: Tuning) -> tuple[Similarity, Tensor]:
     """The transforms, upright and mirrored, that put two points exactly at two of their places, drawn by their shares.
 
+    Args:
+        start: (B, S, 2) source points.
+        goal, share: (B, M, S, 2) and (B, M, S) their places and how likely each is.
+        size: (B,) of the object in the source.
+        tuning: the constants.
+
     Returns:
         (B, Q) transforms, score 1, or 0 where the two lie too near each other to tell; and (2, B, Q) the two points.
     """
-    batch, count, places = share.shape
-    chances, goals = share.flatten(1), goal.flatten(1, 2)
+    batch, places, count = share.shape
+    chances = share.flatten(1)
     total = chances.cumsum(1) / chances.sum(1, keepdim=True).clamp_min(_TINY)
     draws = _draws(tuning.proposals).to(start)[:, None].expand(-1, batch, -1).contiguous()
     drawn = torch.searchsorted(total.expand(2, -1, -1).contiguous(), draws).clamp_max(count * places - 1)
-    points, (first, second) = drawn // places, (_take(goals, one) for one in drawn)
-    found = []
-    for mirror in (1.0, -1.0):
-        near, far = (_take(start * start.new_tensor([mirror, 1.0]), one) for one in points)
-        base, moved = far - near, second - first
-        length = base.square().sum(-1)
-        turn = torch.stack([_dot(base, moved), _cross(base, moved)], -1) / length.clamp_min(_TINY)[..., None]
-        told = (length.sqrt() > 0.25 * size[:, None]) & (turn.square().sum(-1).sqrt() * size[:, None] > 1e-3)
-        found.append(Similarity(turn, first - _rotated(turn, near), torch.full_like(length, mirror), told.to(length)))
-    return joined(found, dim=1), torch.cat([points, points], 2)
+    points, (first, second) = drawn % count, (_take(goal.flatten(1, 2), one) for one in drawn)
+    near, far = (_take(start, one) for one in points)
+    base, moved, either = far - near, second - first, start.new_tensor([1.0, -1.0])[:, None, None]
+    length = base.square().sum(-1)
+    (x, y), (u, v) = base.unbind(-1), moved.unbind(-1)
+    turn = torch.stack([either * x * u + y * v, either * x * v - y * u], -1) / length.clamp_min(_TINY)[..., None]
+    told = (length.sqrt() > 0.25 * size[:, None]) & (turn.square().sum(-1).sqrt() * size[:, None] > 1e-3)
+    near = torch.stack([either * near[..., 0], near[..., 1].expand(2, -1, -1)], -1)
+    found = Similarity(turn, first - _rotated(turn, near), either.expand_as(told), told.to(start))
+    return joined([found[0], found[1]], dim=1), torch.cat([points, points], 2)
 
 
 def _or_moved(found: Similarity, source: Tensor, goal: Tensor, weight: Tensor) -> Similarity:
@@ -175,49 +189,26 @@ def _agreement(
     area: Tensor,
     tuning: Tuning,
 ) -> Tensor:
-    """(B, Q, S) nats by which a point's places speak for each proposal, against places anywhere.
+    """(B, Q, S) nats by which a point's places (B, M, S, 2) speak for each proposal, against places anywhere.
 
     Anywhere is as large as the object, which favours no size. Where a larger part was searched, it lies between the two
     (`Tuning.chance_area`): a small object is then found by less agreement, as that is less likely by chance.
     """
-    batch, count, places = share.shape
     scale = proposed.turn.square().sum(-1).sqrt() * size[:, None]
     reach = torch.maximum(tuning.agreement_reach * scale, tuning.least_reach * area.sqrt()[:, None]).clamp_min(_TINY)
-    squared = _squared(proposed, start[:, :, None].expand_as(goal).flatten(1, 2), goal.flatten(1, 2))
-    # Single precision from here on: a million exponentials, none of which has to be exact.
-    near = torch.exp((squared * (-0.5 / reach.square())[..., None]).float()).mul_(share.flatten(1)[:, None].float())
-    near = near.view(batch, -1, count, places).sum(3)
-    chance = scale.square().clamp_min(_TINY)
-    searched = torch.where(area[:, None] > 0, area[:, None], chance)
-    chance = chance * (searched / chance) ** tuning.chance_area
-    near = near * (chance / (2 * math.pi * reach.square()))[..., None].float()
-    asked = share.sum(2) > 0
-    return torch.log1p(tuning.proposal_trust * (near - 1)).mul_(asked[:, None]).to(start.dtype)
-
-
-def _squared(proposed: Similarity, start: Tensor, goal: Tensor) -> Tensor:
-    """(B, Q, A) squared distance of every answer from where each proposal puts its point: one matrix product."""
-    (x, y), (u, v) = start.unbind(-1), goal.unbind(-1)
-    one = torch.ones_like(x)
-    per_point = torch.stack([x * x + y * y, one, u * u + v * v, x, y, x * u, y * v, x * v, y * u, u, v], dim=1)
-    (a, b), (right, down), m = proposed.turn.unbind(-1), proposed.shift.unbind(-1), proposed.mirror
-    per_proposal = torch.stack(
-        [
-            a * a + b * b,
-            right * right + down * down,
-            torch.ones_like(a),
-            2 * m * (a * right + b * down),
-            2 * (a * down - b * right),
-            -2 * m * a,
-            -2 * a,
-            -2 * m * b,
-            2 * b,
-            -2 * right,
-            -2 * down,
-        ],
-        dim=2,
-    )
-    return (per_proposal @ per_point).clamp_min(0.0)
+    sharpness = (-0.5 / reach.square())[..., None]
+    x, y = proposed(start[:, None]).unbind(-1)
+    near = torch.zeros_like(x)
+    for place, chance in zip(goal.unbind(1), share.unbind(1), strict=True):
+        u, v = place.unbind(-1)
+        squared = (x - u[:, None]).square_().add_((y - v[:, None]).square_())
+        near.addcmul_(squared.mul_(sharpness).exp_(), chance[:, None])
+    anywhere = scale.square().clamp_min(_TINY)
+    searched = torch.where(area[:, None] > 0, area[:, None], anywhere)
+    anywhere = anywhere * (searched / anywhere) ** tuning.chance_area
+    near *= (anywhere / (2 * math.pi * reach.square()))[..., None]
+    asked = share.sum(1) > 0
+    return torch.log1p(tuning.proposal_trust * (near - 1)).mul_(asked[:, None])
 
 
 def fit(
@@ -238,43 +229,43 @@ def fit(
         start: (B,) transforms.
         cell: (B, P) target pixels that one cell of the matcher covers in a pass; 0 where not known.
     """
+    passes = share.shape[2]
     asked = share.sum(3) > 0  # (B, S, P)
     any_asked = asked.any(2)
-    size = _extent(source, any_asked.to(source.dtype))
+    size = _extent(source, any_asked)
+    asked_count = asked.sum(1).clamp_min(1)
     middle = (source * any_asked[..., None]).sum(1) / any_asked.sum(1).clamp_min(1)[:, None]
     unit = torch.where(any_asked[..., None], (source - middle[:, None]) / size[:, None, None], 0.0)
     kernel = _kernel(unit, tuning)
     mirrored = unit * torch.stack([start.mirror, torch.ones_like(start.mirror)], -1)[:, None]
     scale = (start.turn.square().sum(-1).sqrt() * size).clamp_min(1e-3)  # the object's size in the target
     points = start(torch.where(any_asked[..., None], source, middle[:, None]))
-    noise = (tuning.agreement_reach * scale)[:, None].expand(-1, share.shape[2])
+    noise = (tuning.agreement_reach * scale)[:, None].expand(-1, passes)
     trust = torch.full_like(noise, 0.5)
-    asked_count = asked.sum(1).clamp_min(1)
-    eye = torch.eye(source.shape[1], dtype=source.dtype, device=source.device)
+    squared = (answers - points[:, :, None, None]).square().sum(-1)
     for _ in range(tuning.rounds):
-        right = _responsibility(answers, share, points, noise, trust, scale)
+        right = _responsibility(squared, share, noise, trust, scale)
         weights = right / noise.square()[:, None, :, None]
         precision = weights.sum((2, 3))
         target = (weights[..., None] * answers).sum((2, 3)) / precision.clamp_min(_TINY)[..., None]
         rigid, scale = _rigid(mirrored, target, precision, scale)
         target = torch.where((precision > 1e-9 / scale.square()[:, None])[..., None], target, rigid)
         spread = 1 / (precision * scale.square()[:, None]).clamp_min(1e-9)
-        system = kernel + spread[:, :, None] * eye
-        factor = torch.linalg.cholesky(system)
+        system = kernel.clone()
+        system.diagonal(dim1=1, dim2=2).add_(spread)
+        factor = torch.linalg.cholesky_ex(system)[0]
         solved = torch.cholesky_solve((target - rigid) / scale[:, None, None], factor)
         points = rigid + scale[:, None, None] * (kernel @ solved)
-        off = (answers - points[:, :, None, None]).square().sum(-1)
-        variance = (right * off).sum((1, 3)) / (2 * right.sum((1, 3))).clamp_min(_TINY)
+        squared = (answers - points[:, :, None, None]).square().sum(-1)
+        agreed = right.sum((1, 3))
+        variance = (right * squared).sum((1, 3)) / (2 * agreed).clamp_min(_TINY)
         low = torch.maximum(tuning.noise_floor * scale[:, None], tuning.cell_floor * cell)
-        noise = torch.minimum(
-            torch.maximum(variance.sqrt(), low), torch.maximum(tuning.noise_ceiling * scale[:, None], low)
-        )
-        trust = ((right.sum((1, 3)) + 2) / (asked_count + 4)).clamp(0.02, 0.98)
-    inverse = torch.cholesky_inverse(factor)
-    diagonal = inverse.diagonal(dim1=1, dim2=2)
+        noise = variance.sqrt().minimum(tuning.noise_ceiling * scale[:, None]).maximum(low)
+        trust = ((agreed + 2) / (asked_count + 4)).clamp(0.02, 0.98)
+    diagonal = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
     others = target - scale[:, None, None] * solved / diagonal[..., None]
     others_variance = (1 / diagonal - spread).clamp_min(0.0) * scale.square()[:, None]
-    likely = _densities(answers, share, points, noise).sum(3)
+    likely = (share * _gaussian(squared, noise.square()[:, None, :, None])).sum(3)
     ratio = torch.log(trust[:, None] * likely * _unrelated(scale)[:, None, None] + 1 - trust[:, None])
     evidence = torch.where(asked, ratio, 0.0).sum(1) / asked_count
     return Layout(points, others, others_variance, noise, trust, scale, evidence, start.mirror < 0)
@@ -322,23 +313,15 @@ def _unrelated(scale: Tensor) -> Tensor:
     return (_UNRELATED_SIZE * scale).square().clamp_min(_TINY)
 
 
-def _densities(answers: Tensor, share: Tensor, points: Tensor, noise: Tensor) -> Tensor:
-    """(B, S, P, M) density of a pass's answers for each point, if they are right."""
-    squared = (answers - points[:, :, None, None]).square().sum(-1)
-    return share * _gaussian(squared, noise.square()[:, None, :, None])
-
-
 def _gaussian(squared: Tensor, variance: Tensor) -> Tensor:
     """Density in the plane at a squared distance."""
     variance = variance.clamp_min(_TINY)
     return torch.exp(-0.5 * squared / variance) / (2 * math.pi * variance)
 
 
-def _responsibility(
-    answers: Tensor, share: Tensor, points: Tensor, noise: Tensor, trust: Tensor, scale: Tensor
-) -> Tensor:
-    """(B, S, P, M) probability that each answer is the right one."""
-    right = trust[:, None, :, None] * _densities(answers, share, points, noise)
+def _responsibility(squared: Tensor, share: Tensor, noise: Tensor, trust: Tensor, scale: Tensor) -> Tensor:
+    """(B, S, P, M) probability that each answer, so far from its point, is the right one."""
+    right = trust[:, None, :, None] * share * _gaussian(squared, noise.square()[:, None, :, None])
     wrong = (1 - trust)[:, None, :] / _unrelated(scale)[:, None, None]
     return right / (right.sum(3) + wrong)[..., None]
 

@@ -130,8 +130,12 @@ class PairState:
         if key not in self._cuts:
             image = self.pair.source if side == "source" else self.pair.target
             whole = Window.whole(image_hw(image))
-            cut = image if window == whole else window.cut(image, config.interpolation)
-            self._cuts[key] = immutable(cut)  # which is hashed only once
+            if window == whole:
+                self._cuts[key] = immutable(image)  # which is hashed only once
+            else:
+                uncut = self.cut(side, whole, config)
+                cut = window.cut(uncut, config.interpolation)
+                self._cuts[key] = immutable(cut, uncut, f"{window} {config.interpolation}")
         return self._cuts[key]
 
 

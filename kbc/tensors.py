@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import InputError, must_be
+from kbc.images import Image, require_cv2
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,22 @@ def imagenet_normalised(images: Tensor) -> Tensor:
     """(…, 3, H, W) RGB in [0, 1] → by ImageNet's mean and deviation."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images - mean) / std
+
+
+def network_input(image: Image, normalise: bool, device: str | torch.device) -> Tensor:
+    """RGB uint8 (H, W, 3) → float32 (3, H, W) on a device, in [0, 1] or by ImageNet's mean and deviation.
+
+    A plane at a time through a table of the 256 levels: the same numbers as arithmetic gives, several times sooner.
+    """
+    import torch
+
+    levels = torch.arange(256, dtype=torch.float32).expand(3, 1, -1) / 255
+    levels = imagenet_normalised(levels) if normalise else levels
+    cv2 = require_cv2()
+    planes = np.empty((3, *image.shape[:2]), np.float32)
+    for plane, table, filled in zip(cv2.split(image), levels[:, 0].numpy(), planes, strict=True):
+        cv2.LUT(plane, table, dst=filled)
+    return torch.from_numpy(planes).to(device)
 
 
 def warn_if_training(network: object, argument: str) -> None:
@@ -170,8 +187,8 @@ def soft_peak(values: Tensor, reach: int = 1, temperature: float = 0.05) -> tupl
     if count == 0:
         return values.new_zeros((0, 2)), values.new_zeros(0)
     flat = values.reshape(count, -1)
-    undefined = flat.isnan().any(dim=1)
-    score, best = flat.nan_to_num(0.0).max(dim=1)
+    score, best = flat.max(dim=1)  # NaN where there is one
+    undefined = score.isnan()
     y, x = best // width, best % width
     steps = torch.arange(-reach, reach + 1, device=values.device)
     dy, dx = torch.meshgrid(steps, steps, indexing="ij")
@@ -199,7 +216,8 @@ def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.floa
     top, best = flat.topk(min(most, flat.shape[1]), dim=1)
     width = values.shape[2]
     y, x = best // width, best % width
-    deviation = values.flatten(1).std(dim=1).mean().clamp_min(1e-9)
+    around = values.flatten(1) - values.flatten(1).mean(1, keepdim=True)
+    deviation = around.square_().mean(1).sqrt_().mean().clamp_min(1e-9)  # what .std() gives, which takes far longer
     cells = torch.stack([_refined(values, y, x, 1), _refined(values, y, x, 0)], dim=-1).double()
     none = torch.isinf(top)
     cells = cells.masked_fill(none[..., None], torch.nan)

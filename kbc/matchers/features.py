@@ -17,7 +17,7 @@ from kbc.geometry import Points, Window, as_size, cell_centres, defined
 from kbc.images import Image, fingerprint
 from kbc.matchers.protocol import short_repr
 from kbc.matchers.running import NetworkRunner
-from kbc.tensors import Grid, exact, imagenet_normalised, sample, soft_peak, usable_device, warn_if_training
+from kbc.tensors import Grid, exact, network_input, sample, soft_peak, usable_device, warn_if_training
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -112,11 +112,10 @@ class FeatureMatcher:
                 batch = torch.stack([self._prepare(image) for _, image in part])
                 maps = self._checked(self._runner.run(self.encode, batch))
                 self._runner.examine(self.encode, batch, maps)
-                maps = torch.nn.functional.normalize(maps, dim=1)
                 self.encoded += len(part)
                 for (key, _), values in zip(part, maps, strict=True):
-                    found[key] = values
-                    self._cache.put(key, values.clone())
+                    found[key] = torch.nn.functional.normalize(values, dim=0)  # its own memory, for the cache's sake
+                    self._cache.put(key, found[key])
         return [found[key] for key in keys]
 
     def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
@@ -161,8 +160,8 @@ class FeatureMatcher:
         values = torch.einsum("cn,chw->nhw", queries, target)
         if self.votes:
             values = values + _VOTE_WEIGHT * _voted(source, target, cells)
-        known = torch.as_tensor(defined(pair.keypoints), device=values.device)
-        return torch.where(known[:, None, None], values, torch.nan)
+        values[torch.as_tensor(~defined(pair.keypoints), device=values.device)] = torch.nan
+        return values
 
     def _on_regular_cells(self, values: Tensor) -> Tensor:
         """Similarity on a grid whose cells tile the image, as `SimilarityMatcher` promises.
@@ -185,13 +184,7 @@ class FeatureMatcher:
         return Window.whole((image.shape[0], image.shape[1]), self.input_size)
 
     def _prepare(self, image: Image) -> Tensor:
-        import torch
-
-        small = self._frame(image).cut(image)
-        tensor = torch.tensor(small).to(self._device).permute(2, 0, 1).float().div_(255)
-        if self._normalise:
-            tensor = imagenet_normalised(tensor)
-        return tensor
+        return network_input(self._frame(image).cut(image), self._normalise, self._device)
 
     def _autocast(self) -> bytes:
         """Under what autocast of its caller `encode` runs: features are kept apart by it."""

@@ -14,7 +14,7 @@ from kbc.geometry import Window, as_size, defined
 from kbc.images import Image
 from kbc.matchers.protocol import short_repr
 from kbc.matchers.running import NetworkRunner
-from kbc.tensors import exact, imagenet_normalised, sample, soft_peak, usable_device, warn_if_training
+from kbc.tensors import exact, network_input, sample, soft_peak, usable_device, warn_if_training
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -51,10 +51,7 @@ class _StretchedNetwork:
             return self._runner.run(self.network, source, target)
 
     def _prepare(self, image: Image) -> Tensor:
-        import torch
-
-        tensor = torch.tensor(self._cut(image)).to(self._device).permute(2, 0, 1).float() / 255
-        return imagenet_normalised(tensor) if self._normalise else tensor
+        return network_input(self._cut(image), self._normalise, self._device)
 
     def _cut(self, image: Image) -> Image:
         return self._frame(image).cut(image)
