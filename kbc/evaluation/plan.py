@@ -66,6 +66,11 @@ class Run:
         size = "" if self.size is None else f"@{self.size}"
         return f"{self.matcher}{size} {self.mode}"
 
+    @staticmethod
+    def is_bare(name: str) -> bool:
+        """Whether a run of this name is of the bare matcher."""
+        return name.rpartition(" ")[2] == OFF
+
     def build(self) -> AnyMatcher:
         """A fresh matcher, so that no run profits from what another one has cached."""
         from kbc.matchers.registry import load_matcher

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from kbc.data import Dataset
 from kbc.evaluation.outcomes import Outcome
 from kbc.evaluation.pck import PCK, PCKResult, Protocol
-from kbc.evaluation.plan import Plan, complete
+from kbc.evaluation.plan import Plan, Run, complete
 from kbc.evaluation.stats import bootstrap, sign_flip_test
 
 BAD_LOSS = 0.10
@@ -76,8 +76,8 @@ class RunReport:
         data_failures, matcher_failures: pairs that counted for nobody, and pairs that counted as wrong.
         any_instance: `per_image` by the protocol "any instance"; only for sets in which it may differ.
         calls, cost, seconds, own_seconds, fine: means over the pairs, see `Outcome`.
-        time: `seconds` over those of the bare run `against` (1 for that run itself): the price in time, as `cost` is
-            the price in calls.
+        time: `seconds` over those of the bare run `against` (1 for that run itself), None without one: the price in
+            time, as `cost` is the price in calls.
         against: the bare run that `comparison` is with; none for that run itself.
         by_size: by the box's longest side over the image's side.
         input_hw, by_cells: the bare matcher's input, and the figures by the box's longest side in its cells of 16 px.
@@ -369,7 +369,8 @@ def dataset_report(
 def _compared(outcomes: Sequence[Outcome], base: Sequence[Outcome], against: str, protocol: Protocol) -> RunReport:
     """A run's figures with those by size, and beside its baseline's when that is another run that has any."""
     found = replace(run_report(outcomes, protocol), by_size=by_size(outcomes, protocol, lambda o: o.size, SIZE_EDGES))
-    found = replace(found, time=_ratio(found.seconds, _mean(o.seconds for o in base if o.counts)))
+    if Run.is_bare(against):
+        found = replace(found, time=_ratio(found.seconds, _mean(o.seconds for o in base if o.counts)))
     if base and against != outcomes[0].run:
         found = replace(found, against=against, comparison=comparison(base, outcomes, protocol))
     input_hw = next((o.input_hw for o in base if o.input_hw is not None), None)

@@ -34,23 +34,31 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "thorough": {"budget": "thorough"},
 }
 Times: TypeAlias = dict[str, float]
-"""Milliseconds a pair: cpu (all), own (without the network), wall; and cost, in plain matches."""
+"""By the names of `FIGURES`."""
+FIGURES = {
+    "own": "own processor time, ms a pair",
+    "cpu": "processor time, the network's too, ms a pair",
+    "wall": "wall time, ms a pair",
+    "cost": "cost",
+    "peak": "peak memory above the start, MB",
+}
 
 
 # --- in each checkout's process: nothing but what every version of kbc has ----------------------------------------
 
 
-def serve() -> None:
+def serve(threads: int) -> None:
     """Answer requests, a line of JSON each, until standard input ends."""
     import torch
 
     import kbc
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     print(json.dumps(str(Path(kbc.__file__).parent.parent)), flush=True)
+    start = _memory(reset=True)
     matchers: dict[str, Any] = {}
     for line in sys.stdin:
-        request = json.loads(line)
+        request = {**json.loads(line), "start": start}
         key = json.dumps(request["matcher"])
         if key not in matchers:
             matchers[key] = _Network(_built(request["matcher"]))
@@ -92,7 +100,7 @@ class _Network:
 
 
 def _timed(network: _Network, request: dict[str, Any]) -> Times:
-    """Milliseconds a pair, and the cost, of one variant over all pairs of a file."""
+    """What one variant costs over all pairs of a file."""
     import kbc
 
     matcher, options, batch = network.matcher, request["variant"], request["batch"]
@@ -101,6 +109,7 @@ def _timed(network: _Network, request: dict[str, Any]) -> Times:
         pairs = [kbc.Pair(*(held[f"{name}{i}"] for name in ("source", "target", "points"))) for i in range(count)]
     matcher.clear_cache()
     network.seconds = 0.0
+    _memory(reset=True)
     cpu, wall = time.thread_time(), time.perf_counter()
     if options is None:
         found = [match for i in range(0, count, batch) for match in matcher.match(pairs[i : i + batch])]
@@ -108,10 +117,19 @@ def _timed(network: _Network, request: dict[str, Any]) -> Times:
         found = kbc.wrap(matcher, **options, batch_size=batch).match(pairs)
     cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
     cost = float(np.mean([getattr(match, "cost", 1.0) for match in found]))
-    return {
-        "cost": cost,
-        **{k: 1e3 * v / count for k, v in (("cpu", cpu), ("own", cpu - network.seconds), ("wall", wall))},
-    }
+    times = {"cpu": cpu, "own": cpu - network.seconds, "wall": wall}
+    return {"cost": cost, "peak": _memory() - request["start"], **{name: 1e3 * s / count for name, s in times.items()}}
+
+
+def _memory(reset: bool = False) -> float:
+    """The most resident memory since the last reset, MB; 0 where there is no Linux."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 # --- the process that asks them -----------------------------------------------------------------------------------
@@ -120,9 +138,9 @@ def _timed(network: _Network, request: dict[str, Any]) -> Times:
 class Checkout:
     """The process of one checkout."""
 
-    def __init__(self, path: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, "--serve"]
+    def __init__(self, path: Path, threads: int) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, __file__, "--serve", "--threads", str(threads)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=path
         )
@@ -179,40 +197,40 @@ def _saved(path: Path, pairs: list[tuple[Any, Any, Any]]) -> Path:
 
 
 def interleaved(
-    checkouts: dict[str, Checkout], request: dict[str, Any], variants: list[str], rounds: int
-) -> dict[str, dict[str, Times]]:
-    """Checkout → variant → medians over the turns; one more turn before them does not count."""
-    turns: dict[tuple[str, str], list[Times]] = {(c, v): [] for c in checkouts for v in variants}
+    checkouts: dict[str, Checkout], requests: dict[str, dict[str, Any]], variants: list[str], rounds: int
+) -> dict[str, dict[str, dict[str, Times]]]:
+    """Setting → checkout → variant → medians over the turns.
+
+    One more turn before them does not count, but for the memory: later a process holds what earlier turns left free.
+    For the memory measure one setting at a time, the variants from the plain matcher on.
+    """
+    turns: dict[tuple[str, str, str], list[Times]] = {}
     for number in range(rounds + 1):
-        for variant in variants:
-            for name in sorted(checkouts, reverse=bool(number % 2)):
-                found = checkouts[name].ask({**request, "variant": VARIANTS[variant]})
-                if number:
-                    turns[name, variant].append(found)
-    return {
-        name: {v: {k: statistics.median(t[k] for t in turns[name, v]) for k in turns[name, v][0]} for v in variants}
-        for name in checkouts
-    }
+        for setting, request in requests.items():
+            for variant in variants:
+                for name in sorted(checkouts, reverse=bool(number % 2)):
+                    found = checkouts[name].ask({**request, "variant": VARIANTS[variant]})
+                    turns.setdefault((setting, name, variant), []).append(found)
+    return {s: {c: {v: _median(*turns[s, c, v]) for v in variants} for c in checkouts} for s in requests}
 
 
-def table(found: dict[str, dict[str, dict[str, Times]]], key: str) -> str:
-    """Setting → checkout → variant as a Markdown table of one of the times, with ratios to plain and to the first."""
+def _median(first: Times, *turns: Times) -> Times:
+    return {**{key: statistics.median(turn[key] for turn in turns) for key in first}, "peak": first["peak"]}
+
+
+def table(found: dict[str, dict[str, dict[str, Times]]], key: str, what: str) -> str:
+    """One of the figures as a Markdown table, with ratios to plain and of other checkouts to this one."""
     variants = list(next(iter(next(iter(found.values())).values())))
-    lines = [
-        f"| {key}, ms a pair (× plain) | | " + " | ".join(variants) + " |",
-        "|---|---" + "|---" * len(variants) + "|",
-    ]
+    lines = [f"| {what} (× plain) | | " + " | ".join(variants) + " |", "|---|---" + "|---" * len(variants) + "|"]
     for setting, checkouts in found.items():
-        first = next(iter(checkouts.values()))
+        mine = checkouts["this"]
         for name, times in checkouts.items():
-            plain = times.get("plain")
-            cells = [
-                f"{times[v][key]:.1f}" + (f" ({times[v][key] / plain[key]:.1f})" if plain else "") for v in variants
-            ]
+            plain = times["plain"][key] if "plain" in times else 0.0
+            cells = [f"{times[v][key]:.1f}" + (f" ({times[v][key] / plain:.1f})" if plain else "") for v in variants]
             lines.append(f"| {setting} | {name} | " + " | ".join(cells) + " |")
-            if times is not first:
-                less = (f"{times[v][key] / first[v][key]:.1f}×" for v in variants)
-                lines.append(f"| | over {next(iter(checkouts))} | " + " | ".join(less) + " |")
+            if times is not mine:
+                less = (f"{times[v][key] / max(mine[v][key], 1e-9):.1f}×" for v in variants)
+                lines.append("| | over this | " + " | ".join(less) + " |")
     return "\n".join(lines)
 
 
@@ -223,35 +241,48 @@ def main() -> None:
         "--inputs", default=INPUTS, help=f"size/stride/channels of the patch encoder (default {INPUTS})"
     )
     parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--points", type=int, help="a pair (default: the scenes' own)")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--points", default="own", help="a pair, several with commas (default: the scenes' own)")
+    parser.add_argument("--batch", default="1", help="pairs a call, several with commas")
     parser.add_argument("--pairs", type=int, default=6, help="drawn ones, or photographs of each set")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; with more, read the wall time")
     parser.add_argument("--photographs", type=Path, help="the folder with data/ and weights/: ResNet-18 on photographs")
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve()
+        serve(args.threads)
         return
-    checkouts = {"this": Checkout(ROOT), **{path.name: Checkout(path.resolve()) for path in args.against}}
-    found = {}
+    others = {path.name: Checkout(path.resolve(), args.threads) for path in args.against}
+    checkouts = {"this": Checkout(ROOT, args.threads), **others}
     with tempfile.TemporaryDirectory() as kept:
-        if args.photographs:
-            weights = args.photographs.resolve() / "weights" / "resnet18-imagenet-to-layer3.pth"
-            asked = {"resnet18": {"name": "resnet18", "options": {"weights": str(weights)}}}
-            pairs = save_photographs(Path(kept), args.photographs.resolve(), args.pairs)
-        else:
-            asked = {one: {"patches": [int(word) for word in one.split("/")]} for one in args.inputs.split(",")}
-            pairs = save_scenes(Path(kept), args.pairs, args.points)
-        for setting, matcher in asked.items():
-            request = {"matcher": matcher, "pairs": str(pairs), "batch": args.batch}
-            found[setting] = interleaved(checkouts, request, args.variants.split(","), args.rounds)
+        requests = _requests(args, Path(kept))
+        found = interleaved(checkouts, requests, args.variants.split(","), args.rounds)
     for checkout in checkouts.values():
         checkout.close()
-    print(table(found, "own"), table(found, "cpu"), table(found, "wall"), table(found, "cost"), sep="\n\n")
+    print(*(table(found, key, what) for key, what in FIGURES.items()), sep="\n\n")
     if args.out:
         args.out.write_text(json.dumps(found, indent=1))
+
+
+def _requests(args: argparse.Namespace, folder: Path) -> dict[str, dict[str, Any]]:
+    """What is measured, by name."""
+    found = {}
+    if args.photographs:
+        data = args.photographs.resolve()
+        weights = str(data / "weights" / "resnet18-imagenet-to-layer3.pth")
+        matchers = {"resnet18": {"name": "resnet18", "options": {"weights": weights}}}
+        sets = {"": save_photographs(folder, data, args.pairs)}
+    else:
+        matchers = {one: {"patches": [int(word) for word in one.split("/")]} for one in args.inputs.split(",")}
+        counts = {one: None if one == "own" else int(one) for one in args.points.split(",")}
+        sets = {f", {one} points": save_scenes(folder, args.pairs, count) for one, count in counts.items()}
+    for name, matcher in matchers.items():
+        for asked, pairs in sets.items():
+            for batch in args.batch.split(","):
+                key = f"{name}{asked}" + f", {batch} a call" * (args.batch != "1")
+                found[key] = {"matcher": matcher, "pairs": str(pairs), "batch": int(batch)}
+    return found
 
 
 if __name__ == "__main__":
