@@ -88,6 +88,18 @@ def looks_relative(points: Points) -> bool:
     return bool(len(known) > 1 and known.min() >= 0 and known.max() <= 1 and (known % 1).any())
 
 
+def looks_per_cent(points: Points, size_hw: tuple[int, int]) -> bool:
+    """Whether points may be per cent of an image of (height, width): three or more, spread over 0 … 100 and no farther.
+
+    An object in the corner of a large image looks the same: this is to be pointed out, not refused. The bounds, 40 of
+    spread and sides of 300 px, are our choice.
+    """
+    known = points[defined(points)]
+    if len(known) < 3 or min(size_hw) < 300 or known.min() < 0 or known.max() > 100:
+        return False
+    return bool(np.ptp(known, axis=0).max() >= 40)
+
+
 def far_outside(points: Points, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Mask (N,) of the points more than about one image size outside an image of (height, width); False for NaN.
 

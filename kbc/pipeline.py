@@ -11,8 +11,8 @@ import numpy as np
 
 from kbc.config import KBCConfig, KBCOptions, make_config
 from kbc.cropping import is_small, window_around
-from kbc.errors import InputError, must_be
-from kbc.geometry import Box, Points, Window, defined
+from kbc.errors import InputError, counted, must_be
+from kbc.geometry import Box, Points, Window, defined, looks_per_cent
 from kbc.images import ImageLike, image_hw
 from kbc.localize import LOCALIZERS, Candidate
 from kbc.matchers.function import to_matcher
@@ -328,8 +328,22 @@ def _result(work: _Work, config: KBCConfig, seconds: dict[str, float]) -> MatchR
         calls=state.calls,
         cost=state.cost,
         seconds=dict(seconds),
-        notes=tuple(state.notes),
+        notes=(*state.notes, *_doubts(state.pair, coarse)),
     )
+
+
+def _doubts(pair: Pair, answers: Points) -> list[str]:
+    """What is wrong with points given and answered more often than not, and may be meant all the same."""
+    found = []
+    zeros = int((pair.keypoints == 0).all(axis=1).sum())
+    if zeros and len(pair.keypoints) > 1:
+        said = f"{counted(zeros, 'keypoint')} at exactly (0, 0)"
+        found.append(f"{said}: where that stands for a point that is not there, give NaN")
+    if looks_per_cent(pair.keypoints, image_hw(pair.source)):
+        found.append("all keypoints lie within 100 px of the corner (0, 0): are they per cent? pixels are expected")
+    elif looks_per_cent(answers, image_hw(pair.target)):
+        found.append("all answers lie within 100 px of the corner (0, 0): does the matcher give per cent, not pixels?")
+    return found
 
 
 def wrap(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kbc.cli.options import key_values
 from kbc.data import KINDS, Dataset, open_dataset
 from kbc.data.coco import layouts
+from kbc.data.decoding import decoder_warnings
+from kbc.data.records import Problem
 from kbc.errors import DataError, InputError, counted, must_be
+from kbc.geometry import looks_per_cent
+from kbc.images import image_hw
 
 HELP = "Check a copy of a data set, or print where the official ones come from."
 
@@ -70,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{dataset.name}: {usable}, {counted(lost, 'pair')} left out")
         for problem in problems:
             print(f"  {problem}")
-        for note in [*dataset.notes, *_turned(dataset)]:
+        for note in [*dataset.notes, *_turned(dataset), *_warned(dataset, problems), *_per_cent(dataset)]:
             print(f"  note: {note}")
         wrong += len(problems)
     print(counted(wrong) if wrong else "nothing wrong")
@@ -85,6 +91,32 @@ def _turned(dataset: Dataset) -> list[str]:
         f"{len(found)} of {counted(len(dataset.images()), 'image')} turned by their EXIF tag when opened, e.g. "
         f"{found[0].name}: points and boxes are read in the turned picture, as OpenCV and browsers show it"
     ]
+
+
+def _warned(dataset: Dataset, problems: Sequence[Problem]) -> list[str]:
+    broken = {problem.where for problem in problems}
+    found = decoder_warnings([path for path in dataset.images() if path.is_file() and str(path) not in broken])
+    if not found:
+        return []
+    path, said = next(iter(found.items()))
+    return [
+        f"{len(found)} of {counted(len(dataset.images()), 'image')} opened with a warning of their decoder, e.g. "
+        f"{path.name} ({said}): perhaps damaged, with pixels that are not the picture's"
+    ]
+
+
+def _per_cent(dataset: Dataset) -> list[str]:
+    """A note where the points of every pair may be per cent: one object may lie in a corner, all of them hardly."""
+    points = np.concatenate([np.empty((0, 2)), *(p for r in dataset for p in (r.keypoints, r.target_keypoints))])
+    if not looks_per_cent(points, (300, 300)):
+        return []
+    try:
+        sides = [min(image_hw(dataset.image(path))) for path in dataset.images()]
+    except (InputError, OSError):  # it is among the problems
+        return []
+    if len(sides) < 3 or min(sides) < 300:
+        return []
+    return ["all points lie within 100 px of the top left corner: if they are per cent, multiply by the picture's size"]
 
 
 def detect(folder: Path) -> str:

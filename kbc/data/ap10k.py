@@ -15,6 +15,7 @@ from kbc.data.records import (
     PairRecord,
     Problems,
     Record,
+    Zeros,
     box_xywh,
     existing,
     inside,
@@ -75,18 +76,20 @@ def open_ap10k(
         raise DataError(must_be("root", f"the folder ap-10k, with PairAnnotation/{folder.name}", repr(str(root))))
     problems = Problems()
     held: dict[str, _Image] = {}
+    zeros = Zeros("file")
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
-            records.append(_record(base, path, held, 1 if occluded else 2))
+            records.append(_record(base, path, held, 1 if occluded else 2, zeros))
         except DataError as error:
             problems.add(f"PairAnnotation/{folder.name}/{path.name}", error, 1)
+    zeros.report("ImageAnnotation", problems)
     if not records and not list(problems):
         raise DataError(f"{folder}: it holds no pair")
     return Dataset(f"AP-10K {benchmark} {split}", records, problems, cache_bytes=cache_bytes)
 
 
-def _record(base: Path, path: Path, held: dict[str, _Image], visible: int) -> PairRecord:
+def _record(base: Path, path: Path, held: dict[str, _Image], visible: int, zeros: Zeros) -> PairRecord:
     pair = read_json(path, _Pair)
     sides = []
     for name in (pair.src_json_path, pair.trg_json_path):
@@ -94,7 +97,9 @@ def _record(base: Path, path: Path, held: dict[str, _Image], visible: int) -> Pa
         if below not in held:
             held[below] = read_json(inside(base / "ImageAnnotation", below, "json path"), _Image)
         annotation = held[below]
-        sides.append((_image(base, below, annotation), _points(below, annotation, visible), annotation))
+        sides.append(
+            (_image(base, below, annotation), zeros.absent(_points(below, annotation, visible), below), annotation)
+        )
     (source, points, first), (target, target_points, second) = sides
     if len(points) != len(target_points):
         raise DataError(f"{len(points)} points on one side, {len(target_points)} on the other")

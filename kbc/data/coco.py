@@ -21,6 +21,7 @@ from kbc.data.records import (
     PairRecord,
     Problems,
     Record,
+    Zeros,
     box_xywh,
     existing,
     explain,
@@ -29,7 +30,7 @@ from kbc.data.records import (
     refuse_relative,
     sized,
 )
-from kbc.errors import DataError, InputError, counted, must_be
+from kbc.errors import DataError, InputError, must_be
 from kbc.geometry import Box, Points, defined
 
 MAX_PAIRS = 20_000
@@ -48,9 +49,10 @@ class CocoImage(Record):
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
-        """(height, width) where the file tells them: VIA writes −1, others 0."""
-        known = self.height is not None and self.width is not None and min(self.height, self.width) > 0
-        return (self.height, self.width) if known else None  # type: ignore[return-value]
+        """(height, width) where the file tells what a picture can have: VIA writes −1, others 0."""
+        if self.height is None or self.width is None:
+            return None
+        return (self.height, self.width) if 0 < self.height < _FAR and 0 < self.width < _FAR else None
 
 
 class CocoCategory(Record):
@@ -86,6 +88,8 @@ class CocoFile:
 class _Pairs(Record):
     pairs: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
 
+
+_FAR = 10**9  # pixels: no picture has such a side
 
 _E = TypeVar("_E", CocoImage, CocoAnnotation, CocoCategory)
 
@@ -254,7 +258,7 @@ class CocoReader:
         for annotation in self.annotations.values():
             self.by_kind.setdefault((annotation.image_id, annotation.category_id), []).append(annotation.id)
         self._sides: dict[int, tuple[Path, Points, Box | None, BoxKind] | DataError] = {}
-        self._zeros: dict[int, int] = {}  # annotation id → visible points at (0, 0)
+        self._zeros = Zeros("annotation")
 
     def all_pairs(self, min_points: int, most: int) -> tuple[list[tuple[int, int]], int]:
         """At most `most` pairs of two usable instances of a category on different images, and how many there are."""
@@ -327,13 +331,7 @@ class CocoReader:
 
     def report_zeros(self, where: str) -> None:
         """Make the visible points at (0, 0) that were read as absent a problem."""
-        if self._zeros:
-            first, points = next(iter(self._zeros)), counted(sum(self._zeros.values()), "visible point")
-            self.problems.add(
-                where,
-                f"{points} at (0, 0) in {counted(len(self._zeros), 'annotation')} (first: id {first}), as conversions "
-                "write for no point; read as absent",
-            )
+        self._zeros.report(where, self.problems)
 
     def side(self, number: int) -> tuple[Path, Points, Box | None, BoxKind]:
         """Picture, points (N, 2) with NaN where not labelled, box and its kind, of an annotation id.
@@ -386,11 +384,7 @@ class CocoReader:
         seen = rows[:, 2] >= self.visible
         if not np.isfinite(rows[seen]).all() or (np.abs(rows[seen]) > 1e9).any():
             raise DataError(f"annotation {annotation.id}: field 'keypoints' has NaN or infinity in a visible point")
-        zeros = seen & (rows[:, :2] == 0).all(axis=1)
-        if zeros.any():
-            self._zeros[annotation.id] = int(zeros.sum())
-            seen &= ~zeros
-        points: Points = np.where(seen[:, None], rows[:, :2], np.nan)
+        points = self._zeros.absent(np.where(seen[:, None], rows[:, :2], np.nan), f"id {annotation.id}")
         refuse_relative(points, f"keypoints of annotation {annotation.id}")
         return points
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from kbc.data.matlab import from_matlab, read_mat
-from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems, existing, inside
+from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems, Zeros, existing, inside
 from kbc.errors import DataError, InputError, must_be
 from kbc.files import read_table
 from kbc.geometry import Box, Points
@@ -74,6 +74,7 @@ def open_pfpascal(
             continue
         if category is None or record.category == category:
             records.append(record)
+    reader.zeros.report(listing.name, problems)
     return Dataset(f"PF-PASCAL {split}", records, problems, _open_image, cache_bytes)
 
 
@@ -100,6 +101,7 @@ class _Reader:
         self.folder = folder
         self.mat = points == "mat" or (points == "auto" and (folder / "Annotations").is_dir())
         self._sides: dict[Path, _Side] = {}
+        self.zeros = Zeros("object")
 
     def record(self, number: str, row: dict[str, str]) -> PairRecord:
         category = self._category(row.get("class"))
@@ -112,7 +114,7 @@ class _Reader:
         if self.mat:
             sides = [self._from_mat(category, image) for image in images]
         else:
-            sides = [(self._from_csv(row, "A"), None), (self._from_csv(row, "B"), None)]
+            sides = [(self._from_csv(row, "A", number), None), (self._from_csv(row, "B", number), None)]
         if len(sides[0][0]) != len(sides[1][0]):
             raise DataError(f"{len(sides[0][0])} points on one side, {len(sides[1][0])} on the other")
         flip = (row.get("flip") or "0").strip() == "1"
@@ -157,10 +159,11 @@ class _Reader:
             if box is not None and (box.size != 4 or not np.isfinite(box).all()):
                 raise DataError(f"{path}: field 'bbox' must be four numbers, received {box.tolist()}")
             corners = None if box is None else Box.around(from_matlab(box.reshape(2, 2)))
-            self._sides[path] = (from_matlab(points), corners)
+            points = from_matlab(self.zeros.absent(points, path.name))
+            self._sides[path] = (points, corners)
         return self._sides[path]
 
-    def _from_csv(self, row: dict[str, str], side: str) -> Points:
+    def _from_csv(self, row: dict[str, str], side: str, number: str) -> Points:
         columns = []
         for name in (f"X{side}", f"Y{side}"):
             text = row.get(name)
@@ -172,7 +175,7 @@ class _Reader:
                 raise DataError(f"column {name!r} holds something that is not a number ({error})") from error
         if len(columns[0]) != len(columns[1]) or not (np.abs(columns) < 1e9).all():
             raise DataError(f"columns X{side} and Y{side} must hold as many finite numbers, in the pixels of an image")
-        return from_matlab(np.array(columns).T)
+        return from_matlab(self.zeros.absent(np.array(columns).T, f"X{side} of pair {number}"))
 
 
 def _mirror(side: _Side, image: Path) -> _Side:

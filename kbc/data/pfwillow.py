@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kbc.data.matlab import from_matlab, read_mat
-from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems, existing, inside
+from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems, Zeros, existing, inside
 from kbc.errors import DataError, must_be
 from kbc.files import read_table
 from kbc.geometry import Box, Points, defined
@@ -50,7 +50,7 @@ def open_pfwillow(root: str | Path, *, pairs: str | None = None, cache_bytes: in
 
 
 def _record(number: str, category: str, source: tuple[Path, Points], target: tuple[Path, Points]) -> PairRecord:
-    return PairRecord(
+    record = PairRecord(
         id=number,
         source_path=source[0],
         target_path=target[0],
@@ -61,10 +61,14 @@ def _record(number: str, category: str, source: tuple[Path, Points], target: tup
         bbox_kind="keypoint-extent",
         category=category,
     )
+    if np.isnan(record.keypoints).all():
+        raise DataError("no point is annotated in both images")
+    return record
 
 
 def _from_csv(path: Path, base: Path, folder: Path, problems: Problems) -> list[PairRecord]:
     records = []
+    zeros = Zeros("object")
     (_, header), *rows = read_table(path) or [(0, [])]
     if len(header) < 2 + 4 * _POINTS:
         raise DataError(f"{path}: must have {2 + 4 * _POINTS} columns, received {len(header)}")
@@ -74,12 +78,14 @@ def _from_csv(path: Path, base: Path, folder: Path, problems: Problems) -> list[
                 raise DataError(f"must have {len(header)} columns, received {len(row)}")
             sides = []
             for name, start in ((row[0], 2), (row[1], 2 + 2 * _POINTS)):
-                points = from_matlab(_numbers(row[start : start + 2 * _POINTS]).reshape(2, _POINTS).T)
+                given = _numbers(row[start : start + 2 * _POINTS]).reshape(2, _POINTS).T
+                points = from_matlab(zeros.absent(given, f"{name} in line {line}"))
                 sides.append((_image(base, folder, name), points))
             category = sides[0][0].parent.name
             records.append(_record(f"{number:04d}", category, sides[0], sides[1]))
         except DataError as error:
             problems.add(f"{path.name}, line {line}", error, 1)
+    zeros.report(path.name, problems)
     return records
 
 
@@ -104,24 +110,29 @@ def _image(base: Path, folder: Path, name: str) -> Path:
 
 def _from_folders(folder: Path, problems: Problems) -> list[PairRecord]:
     records = []
+    zeros = Zeros("file")
     for group in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         sides = []
         for image in sorted(group.glob("*.png")):
             try:
-                sides.append((image, _points(image.with_suffix(".mat"))))
+                sides.append((image, _points(image.with_suffix(".mat"), zeros)))
             except DataError as error:
                 problems.add(str(image), error)
         if len(sides) == 1:
             problems.add(f"category {group.name!r}", "it has one usable image, so it gives no pair")
         for source, target in permutations(sides, 2):
             number = f"{group.name}/{source[0].stem}-{target[0].stem}"
-            records.append(_record(number, group.name, source, target))
+            try:
+                records.append(_record(number, group.name, source, target))
+            except DataError as error:
+                problems.add(number, error, 1)
+    zeros.report(str(folder), problems)
     if not records:
         raise DataError(f"{folder}: neither a pair list ({', '.join(_PAIR_FILES)}) nor <class>/<name>.png with .mat")
     return records
 
 
-def _points(path: Path) -> Points:
+def _points(path: Path, zeros: Zeros) -> Points:
     arrays = read_mat(path, "pts_coord", "kps")
     found = next((arrays[name] for name in ("pts_coord", "kps") if name in arrays), None)
     if found is None:
@@ -130,7 +141,6 @@ def _points(path: Path) -> Points:
         found = found.T  # the files hold 2 × 10
     if found.ndim != 2 or found.shape[1] != 2:
         raise DataError(f"{path}: field 'pts_coord' must be of shape (2, N), received {found.shape}")
-    points = from_matlab(found)
-    if not defined(points).all():
+    if not defined(found).all():
         raise DataError(f"{path}: field 'pts_coord' has NaN")
-    return points
+    return from_matlab(zeros.absent(found, f"{path.parent.name}/{path.name}"))

@@ -161,7 +161,13 @@ class Dataset(Sequence[PairRecord]):
     @overload
     def __getitem__(self, index: slice) -> Dataset: ...
     def __getitem__(self, index: int | slice) -> PairRecord | Dataset:
-        return self.subset(self.records[index]) if isinstance(index, slice) else self.records[index]
+        if isinstance(index, slice):
+            return self.subset(self.records[index])
+        try:
+            return self.records[index]
+        except IndexError:
+            why = f"; {self.problems[0]}" if self.problems else ""
+            raise IndexError(f"{self.name!r} has {counted(len(self), 'pair')}, received index {index}{why}") from None
 
     def subset(self, records: Iterable[PairRecord]) -> Dataset:
         """The same data set with other records; images are shared."""
@@ -425,3 +431,37 @@ class Problems:
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self._found.values())
+
+
+class Zeros:
+    """Visible points at exactly (0, 0), which conversions write for "no such point": read as absent, and told.
+
+    Args:
+        noun: what holds points, in the singular.
+    """
+
+    def __init__(self, noun: str) -> None:
+        self._noun = noun
+        self._found: dict[str, int] = {}
+
+    def absent(self, points: Points, place: object) -> Points:
+        """Points (N, 2) as the file has them, NaN where they are at (0, 0).
+
+        Args:
+            place: which of the things that hold points this is.
+        """
+        zero = (points == 0).all(axis=1)
+        if not zero.any():
+            return points
+        self._found[str(place)] = int(zero.sum())
+        return np.where(zero[:, None], np.nan, points)
+
+    def report(self, where: str, problems: Problems) -> None:
+        """Make what was found one problem."""
+        if self._found:
+            points, first = counted(sum(self._found.values()), "visible point"), next(iter(self._found))
+            problems.add(
+                where,
+                f"{points} at (0, 0) in {counted(len(self._found), self._noun)} (first: {first}), as conversions "
+                "write for no point; read as absent",
+            )

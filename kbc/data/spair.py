@@ -9,7 +9,18 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems, Record, box_xyxy, existing, inside, read_json
+from kbc.data.records import (
+    CACHE_BYTES,
+    Dataset,
+    PairRecord,
+    Problems,
+    Record,
+    Zeros,
+    box_xyxy,
+    existing,
+    inside,
+    read_json,
+)
 from kbc.errors import DataError, InputError, must_be
 from kbc.files import read_text
 from kbc.geometry import Points
@@ -82,6 +93,7 @@ def open_spair(
         raise DataError(must_be("root", "the folder SPair-71k, with PairAnnotation/" + split, repr(str(root))))
     problems = Problems()
     flags: dict[Path, _Image | None] = {}
+    zeros = Zeros("object")
     records = []
     names = _names(base, split, layout)
     for name, times in Counter(names).items():
@@ -90,9 +102,10 @@ def open_spair(
         if times > 1:
             problems.add(f"Layout/{layout}/{split}.txt", f"{name} is listed more than once, and counts once", times - 1)
         try:
-            records.append(_record(base, split, name, flags, problems))
+            records.append(_record(base, split, name, flags, problems, zeros))
         except DataError as error:
             problems.add(f"PairAnnotation/{split}/{name}.json", error, 1)
+    zeros.report(f"PairAnnotation/{split}", problems)
     return Dataset(f"SPair-71k {split}", records, problems, cache_bytes=cache_bytes)
 
 
@@ -104,7 +117,9 @@ def _names(base: Path, split: str, layout: str) -> list[str]:
     return names
 
 
-def _record(base: Path, split: str, name: str, flags: dict[Path, _Image | None], problems: Problems) -> PairRecord:
+def _record(
+    base: Path, split: str, name: str, flags: dict[Path, _Image | None], problems: Problems, zeros: Zeros
+) -> PairRecord:
     folder = base / "PairAnnotation" / split
     path = inside(folder, f"{name}.json", "pair name")
     if not _is_file(path):
@@ -123,17 +138,20 @@ def _record(base: Path, split: str, name: str, flags: dict[Path, _Image | None],
         fields.update(_image_fields(base, pair.category, image, corners, side, flags, problems))
     if pair.kps_ids is not None:
         fields["keypoint_ids"] = pair.kps_ids
-    return PairRecord(
+    record = PairRecord(
         id=name,
         source_path=paths[0],
         target_path=paths[1],
-        keypoints=_points(pair.src_kps),
-        target_keypoints=_points(pair.trg_kps),
+        keypoints=zeros.absent(_points(pair.src_kps), f"{name}, source"),
+        target_keypoints=zeros.absent(_points(pair.trg_kps), f"{name}, target"),
         source_box=boxes[0],
         target_box=boxes[1],
         category=pair.category,
         fields=fields,
     )
+    if np.isnan(record.keypoints).all():
+        raise DataError("no point is annotated in both images")
+    return record
 
 
 def _is_file(path: Path) -> bool:

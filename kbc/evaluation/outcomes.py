@@ -120,9 +120,12 @@ def parse_outcome(line: str | bytes) -> Outcome:
         DataError: the line is not an outcome.
     """
     try:
-        return _adapter.validate_json(line)
+        outcome = _adapter.validate_json(line)
     except ValidationError as error:
         raise DataError(f"not a result ({error.errors()[0]['msg']})") from error
+    if outcome.failure != "data" and (len(outcome.predicted) != len(outcome.truth) or min(outcome.size_hw) < 1):
+        raise DataError("not a result (it has not an answer for every point, or no size)")
+    return outcome
 
 
 def points(rows: Iterable[Row]) -> Points:

@@ -86,8 +86,7 @@ def _read(path: Path, labels: Labels) -> tuple[list[_Seen], _Pictures, dict[int,
         pictures: _Pictures = {n: (str(p), labels.sizes.get(p)) for n, p in labels.numbers.items()}
         return checked(content, _SeenList, path).root, pictures, {one.id: one.name for one in labels.categories}
     data = checked(content, _SeenFile, path)
-    sizes = {one.id: (one.height, one.width) if one.height and one.width else None for one in data.images}
-    pictures = {one.id: (one.file_name, sizes[one.id]) for one in data.images}
+    pictures = {one.id: (one.file_name, one.size_hw) for one in data.images}
     return data.annotations, pictures, {one.id: one.name for one in data.categories}
 
 

@@ -141,6 +141,7 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
             except InputError as error:
                 raise DataError(f"{path}, annotation {annotation.id}: {error}") from error
             exemplars.append(found)
+    reader.report_zeros("annotations")
     for problem in problems:
         raise DataError(f"{path}: {problem}")
     if not exemplars:

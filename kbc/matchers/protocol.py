@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import KBCError, MatcherError
-from kbc.geometry import as_size, defined, far_outside
+from kbc.geometry import as_size, defined, far_outside, looks_relative
 from kbc.tensors import to_array
 from kbc.types import Match, Pair
 
@@ -170,6 +170,12 @@ def checked(name: str, pair: Pair, answer: Match, asked: int) -> Match:
         raise MatcherError(
             f"matcher {name!r} must answer in the target's pixels ({width}×{height}), received "
             f"{first}; does it answer in its own input size?"
+        )
+    if min(height, width) > 1 and looks_relative(points):
+        first = [float(f"{value:.6g}") for value in points[defined(points)][0]]
+        raise MatcherError(
+            f"matcher {name!r} must answer in the target's pixels ({width}×{height}), received only points in [0, 1], "
+            f"e.g. {first}; multiply relative ones by the target's width and height"
         )
     points[far] = np.nan
     score = getattr(answer, "score", None)

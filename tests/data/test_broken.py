@@ -456,3 +456,64 @@ def test_a_folder_that_is_not_the_data_set(tmp_path: Path, kind: str) -> None:
         open_dataset(kind, tmp_path)
     with pytest.raises(DataError):
         open_dataset(kind, tmp_path / "absent")
+
+
+def _zero_in_spair(root: Path) -> None:
+    path = sorted((layouts.spair(root) / "PairAnnotation" / "test").iterdir())[0]
+    layouts.edit_json(path, lambda content: content["src_kps"].__setitem__(1, [0, 0]))
+
+
+def _zero_in_ap10k(root: Path) -> None:
+    path = layouts.ap10k(root) / "ImageAnnotation/Felidae/cat/000000000001.json"
+    layouts.edit_json(path, lambda content: content["keypoints"].__setitem__(slice(3, 6), [0, 0, 2]))
+
+
+def _zero_in_pascal(root: Path) -> None:
+    folder = layouts.pascal(root) / "PF-dataset-PASCAL" / "Annotations" / "aeroplane"
+    points = layouts.PASCAL_POINTS.copy()
+    points[1] = 0
+    layouts.write_mat(folder / "2008_0.mat", {"kps": points})
+
+
+def _zero_in_willow(root: Path) -> None:
+    points = layouts.WILLOW_POINTS.copy()
+    points[1] = 0
+    layouts.write_mat(
+        layouts.willow_folders(root) / "PF-dataset-WILLOW" / "car(G)" / "car_0.mat", {"pts_coord": points.T}
+    )
+
+
+def _zero_in_willow_csv(root: Path) -> None:
+    path = layouts.willow_csv(root) / "test_pairs.csv"
+    header, first, *rest = path.read_text(encoding="utf-8").splitlines()
+    cells = first.split(",")
+    cells[3] = cells[13] = "0"
+    path.write_text("\n".join([header, ",".join(cells), *rest]), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("spair", _zero_in_spair),
+        ("ap10k", _zero_in_ap10k),
+        ("pfpascal", _zero_in_pascal),
+        ("pfwillow", _zero_in_willow),
+        ("pfwillow", _zero_in_willow_csv),
+    ],
+)
+def test_placeholders_at_the_origin_are_absent_in_every_layout(
+    tmp_path: Path, kind: str, damage: Callable[[Path], None]
+) -> None:
+    damage(tmp_path)
+    dataset = open_dataset(kind, tmp_path)
+    assert any("1 visible point at (0, 0) in 1 " in str(problem) for problem in dataset.problems)
+    assert any(np.isnan(record.keypoints[1]).all() and not np.isnan(record.keypoints[0]).any() for record in dataset)
+    assert not any(np.isin(record.keypoints, (0, -1)).all(axis=1).any() for record in dataset)
+
+
+def test_a_pair_that_is_not_there_is_asked_for_in_vain_and_told_why(tmp_path: Path) -> None:
+    annotation(2, image_id=77)(layouts.coco(tmp_path))
+    dataset = open_dataset("coco", tmp_path)
+    with pytest.raises(IndexError, match=r"'.*' has 2 pairs, received index 9; .*image 77 is absent or not unique"):
+        dataset[9]
+    assert len(list(dataset)) == 2

@@ -158,3 +158,29 @@ def test_sources_names_origin_and_terms_of_each(capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     for word in ("SPair-71k", "PF-PASCAL", "PF-WILLOW", "AP-10K", "https://", "CC BY 4.0", "icence"):
         assert word in out
+
+
+def test_a_picture_that_its_decoder_warns_of_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = layouts.coco(tmp_path) / "images" / "2.jpg"
+    content, middle = path.read_bytes(), path.stat().st_size // 2
+    path.write_bytes(content[:middle] + bytes(40) + content[middle + 40 :])
+    assert call("check", str(tmp_path)) == 0  # it opens: a warning alone is no fault
+    out = capsys.readouterr().out
+    assert "note: 1 of 4 images opened with a warning of their decoder, e.g. 2.jpg (Corrupt JPEG data: " in out
+
+
+def test_points_that_may_be_per_cent_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layouts.coco(tmp_path / "large")
+
+    def enlarge(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image.update(width=500, height=400)
+        content["annotations"][0]["keypoints"][:2] = [95, 90]
+
+    layouts.edit_json(tmp_path / "large" / "annotations.json", enlarge)
+    for number in range(1, 5):
+        layouts.write_image(tmp_path / "large" / "images" / f"{number}.jpg", number, (400, 500))
+    assert call("check", str(tmp_path / "large")) == 0
+    assert "note: all points lie within 100 px of the top left corner: if they are per cent" in capsys.readouterr().out
+    assert call("check", str(layouts.coco(tmp_path / "small"))) == 0
+    assert "per cent" not in capsys.readouterr().out

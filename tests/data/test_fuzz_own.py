@@ -56,7 +56,7 @@ def resumed(path: Path) -> object:
 
 
 def measured(path: Path) -> object:
-    outcomes = read_outcomes(path.parent).values()
+    outcomes = [one for one in read_outcomes(path.parent).values() if one.counts]
     return [(one.counts, one.size, one.cells((8, 8), 1.0), one.correct(Protocol())) for one in outcomes]
 
 

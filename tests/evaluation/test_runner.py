@@ -20,7 +20,7 @@ from stubs import Shifted  # type: ignore[import-not-found]
 
 from kbc.data import open_dataset
 from kbc.errors import DataError, InputError
-from kbc.evaluation.outcomes import Outcome, OutcomeFile, points, read_outcomes, rows
+from kbc.evaluation.outcomes import Outcome, OutcomeFile, parse_outcome, points, read_outcomes, rows
 from kbc.evaluation.pck import Protocol
 from kbc.evaluation.plan import Plan, Run, Source, complete, parse_shard
 from kbc.evaluation.report import build
@@ -268,12 +268,15 @@ def test_a_line_that_is_not_a_result_is_named(tmp_path: Path) -> None:
 
 def test_numbers_survive_the_file_exactly(tmp_path: Path) -> None:
     exact = np.array([[0.1 + 0.2, 1 / 3], [np.nan, np.nan], [1e-17, 12345.678901234567]])
-    outcome = Outcome("d", "r", "p", 0, predicted=rows(exact), truth=rows(exact), seconds=1 / 7, notes=("é",))
+    outcome = Outcome("d", "r", "p", 0, predicted=rows(exact), truth=rows(exact), size_hw=(4, 5), notes=("é",))
     with OutcomeFile(tmp_path / "pairs.jsonl") as file:
         file.append([outcome])
     read = read_outcomes(tmp_path)[outcome.key]
     assert read == outcome
     assert np.array_equal(points(read.predicted), exact, equal_nan=True)
+    for wrong in ({"size_hw": (0, 5)}, {"predicted": rows(exact[:2])}):
+        with pytest.raises(DataError, match="not a result"):
+            parse_outcome(replace(outcome, **wrong).to_json())
 
 
 def test_complete_orders_by_the_plan_and_passes_others_over(root: Path) -> None:

@@ -345,3 +345,27 @@ def test_networks_left_in_training_mode_are_pointed_out() -> None:
         kbc.from_features(dropping.eval(), 8)
         kbc.from_features(torch.nn.Conv2d(3, 4, 8, 8), 8)
         kbc.from_features(lambda x: x, 8)
+
+
+def test_relative_answers_are_refused() -> None:
+    relative = as_matcher(lambda s, t, k: k / (t.shape[1], t.shape[0]), name="f")
+    said = r"matcher 'f' must answer in the target's pixels \(\d+×\d+\), received only points in \[0, 1\], e\.g\. \["
+    with pytest.raises(MatcherError, match=said):
+        run_matcher(relative, [pair()])
+    with pytest.raises(MatcherError, match=said):
+        kbc.wrap(relative).match([pair()])
+
+
+def test_points_and_answers_that_may_be_per_cent_or_placeholders_are_noted() -> None:
+    blank = np.zeros((400, 640, 3), np.uint8)
+    asked = np.array([[320.0, 100.0], [480, 200], [400, 300], [310, 260]])
+
+    def note(keypoints: np.ndarray, function: Any) -> str:
+        return " ".join(kbc.wrap(function, passes=0).match([Pair(blank, blank, keypoints)])[0].notes)
+
+    per_cent = note(asked, lambda s, t, k: 100 * k / (640, 400))
+    assert "all answers lie within 100 px of the corner (0, 0): does the matcher give per cent" in per_cent
+    assert "all keypoints lie within 100 px of the corner (0, 0)" in note(asked / (6.4, 4), lambda s, t, k: k)
+    assert note(asked, lambda s, t, k: k) == ""
+    zeros = note(np.concatenate([asked, [[0, 0]]]), lambda s, t, k: k)
+    assert zeros == "1 keypoint at exactly (0, 0): where that stands for a point that is not there, give NaN"
