@@ -27,6 +27,9 @@ from torch import Tensor
 from kbc.tuning import TUNING, Tuning
 
 _TINY = 1e-12
+_LEAST_LOG = (
+    -40.0
+)  # what is less likely than exp of this counts alike; numbers too small for their type take far longer
 _UNRELATED_SIZE = 1.0  # side, in object sizes, of the square in which a wrong answer may lie anywhere
 
 
@@ -83,6 +86,20 @@ class Layout:
     evidence: Tensor
     mirrored: Tensor
 
+    def one(self, index: int, points: int, passes: int) -> Layout:
+        """Problem `index` for itself, without the rows and passes that fill it up to the size of others."""
+        i, s, p = slice(index, index + 1), slice(points), slice(passes)
+        return Layout(
+            self.points[i, s],
+            self.others[i, s],
+            self.others_variance[i, s],
+            self.noise[i, p],
+            self.trust[i, p],
+            self.size[i],
+            self.evidence[i, p],
+            self.mirrored[i],
+        )
+
 
 @lru_cache(maxsize=4)
 def _draws(count: int) -> Tensor:
@@ -91,6 +108,7 @@ def _draws(count: int) -> Tensor:
     return torch.rand(2, count, generator=generator, dtype=torch.float64)
 
 
+@torch.inference_mode()
 def propose(
     source: Tensor,
     answers: Tensor,
@@ -202,7 +220,7 @@ def _agreement(
     for place, chance in zip(goal.unbind(1), share.unbind(1), strict=True):
         u, v = place.unbind(-1)
         squared = (x - u[:, None]).square_().add_((y - v[:, None]).square_())
-        near.addcmul_(squared.mul_(sharpness).exp_(), chance[:, None])
+        near.addcmul_(squared.mul_(sharpness).clamp_min_(_LEAST_LOG).exp_(), chance[:, None])
     anywhere = scale.square().clamp_min(_TINY)
     searched = torch.where(area[:, None] > 0, area[:, None], anywhere)
     anywhere = anywhere * (searched / anywhere) ** tuning.chance_area
@@ -211,6 +229,7 @@ def _agreement(
     return torch.log1p(tuning.proposal_trust * (near - 1)).mul_(asked[:, None])
 
 
+@torch.inference_mode()
 def fit(
     source: Tensor,
     answers: Tensor,
@@ -271,6 +290,7 @@ def fit(
     return Layout(points, others, others_variance, noise, trust, scale, evidence, start.mirror < 0)
 
 
+@torch.inference_mode()
 def place(fitted: Layout, answers: Tensor, share: Tensor, tuning: Tuning = TUNING) -> tuple[Tensor, Tensor]:
     """Each point's place: the layout's, or the matcher's own where a part is likelier bent than mistaken.
 
@@ -316,7 +336,7 @@ def _unrelated(scale: Tensor) -> Tensor:
 def _gaussian(squared: Tensor, variance: Tensor) -> Tensor:
     """Density in the plane at a squared distance."""
     variance = variance.clamp_min(_TINY)
-    return torch.exp(-0.5 * squared / variance) / (2 * math.pi * variance)
+    return torch.exp((-0.5 * squared / variance).clamp_min(_LEAST_LOG)) / (2 * math.pi * variance)
 
 
 def _responsibility(squared: Tensor, share: Tensor, noise: Tensor, trust: Tensor, scale: Tensor) -> Tensor:

@@ -157,15 +157,33 @@ LOCALIZERS: dict[str, Localizer] = {
 }
 
 
+def agreed(
+    states: Sequence[PairState], seen: Sequence[Observation], area: Sequence[float], tuning: Tuning
+) -> layout.Similarity:
+    """(B, …) transforms that most answers of each pass agree with, best first: computed once for each pass.
+
+    Args:
+        states, seen: pairs, and one pass over each.
+        area: of the part of the target that each searched, pixels squared; 0 where it was cut around the object.
+        tuning: the constants.
+    """
+    new = [i for i, one in enumerate(seen) if one.transforms is None]
+    if new:
+        source, answers, share = stacked_answers([states[i] for i in new], [[seen[i]] for i in new])
+        areas = torch.tensor([area[i] for i in new], dtype=source.dtype)
+        found = layout.propose(source, answers[:, :, 0], share[:, :, 0], areas, tuning=tuning)
+        for row, i in enumerate(new):
+            seen[i].transforms = found[row : row + 1]
+    return layout.joined([one.transforms for one in seen if one.transforms is not None])
+
+
 def proposed(
     states: Sequence[PairState], seen: Sequence[Observation], name: str, tuning: Tuning
 ) -> list[list[Candidate]]:
     """The boxes of the keypoints under the transforms that most answers of one pass each agree with."""
     if not states:
         return []
-    source, answers, share = stacked_answers(states, [[one] for one in seen])
-    area = torch.tensor([one.target.box.area for one in seen], dtype=source.dtype)
-    transforms = layout.propose(source, answers[:, :, 0], share[:, :, 0], area, tuning=tuning)
+    transforms = agreed(states, seen, [one.target.box.area for one in seen], tuning)
     found = []
     for index, state in enumerate(states):
         framing = torch.as_tensor(state.points[state.framing])

@@ -161,7 +161,7 @@ class KBCMatcher:
         for work, seen in zip(asked, probe.look(requests), strict=True):
             work.why_coarse = "coarse: failed"
             if seen is not None:
-                work.passes = [FinePass(seen, "predicted", 0.0, False, seen.own, 0.0, None)]
+                work.passes = [FinePass(seen, "predicted", 0.0, False, seen.own, None, None)]
                 work.answer = Answer(seen.own, np.full(len(seen.own), np.nan))
 
     def _localize(self, works: Sequence[_Work], probe: Probe) -> None:

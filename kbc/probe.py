@@ -19,13 +19,14 @@ from kbc.cropping import SizeHW
 from kbc.errors import KBCError
 from kbc.geometry import Box, Points, Window, defined
 from kbc.images import Image, image_hw, immutable
+from kbc.layout import Similarity
 from kbc.matchers.protocol import Matcher, input_hw, run_matcher, run_similarity
 from kbc.tensors import peaks
 from kbc.tuning import TUNING, Tuning
 from kbc.types import Match, Pair, Scores
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Observation:
     """What a matcher said in one pass about all points of a pair, S of them, the keypoints first.
 
@@ -35,6 +36,7 @@ class Observation:
         share: (S, M) how likely each place is, before the neighbours are asked: sums to 1, or 0 without an answer.
         score: (S,) the matcher's own, or None.
         cell: target pixels that a cell of the matcher covers, 0 where not known.
+        transforms: (1, …) those that most answers agree with, once asked for (`localize.agreed`).
     """
 
     source: Window
@@ -43,6 +45,7 @@ class Observation:
     share: npt.NDArray[np.float64]
     score: Scores | None
     cell: float
+    transforms: Similarity | None = None
 
     @property
     def own(self) -> Points:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kbc import layout
 from kbc.geometry import Points
-from kbc.localize import stacked_answers
+from kbc.localize import agreed, stacked_answers
 from kbc.probe import Observation, PairState
 from kbc.tuning import Tuning
 from kbc.types import Scores
@@ -27,7 +27,7 @@ class FinePass:
             matcher and window.
         mirrored: whether the layout lies mirrored in the target.
         points: (S, 2) the layout, target pixels.
-        size: of the object in the target, pixels.
+        fitted: the layout as it was fitted, batched over this one pair.
         start: the transform that it was fitted from.
     """
 
@@ -36,7 +36,7 @@ class FinePass:
     evidence: float
     mirrored: bool
     points: Points
-    size: float
+    fitted: layout.Layout | None
     start: layout.Similarity | None
 
     def worth(self, tuning: Tuning) -> float:
@@ -51,8 +51,7 @@ def judge(
     if not states:
         return []
     source, answers, share = stacked_answers(states, [[one] for one in seen])
-    area = _searched_area(states, seen)
-    starts = layout.propose(source, answers[:, :, 0], share[:, :, 0], area, most=1, tuning=tuning)[:, 0]
+    starts = agreed(states, seen, _searched_area(states, seen), tuning)[:, 0]
     cell = _cells([[one] for one in seen])
     fitted = layout.fit(source, answers, share, starts, cell, tuning)
     return [
@@ -62,7 +61,7 @@ def judge(
             float(fitted.evidence[i, 0]),
             bool(fitted.mirrored[i]),
             fitted.points[i, : len(state.points)].numpy(),
-            float(fitted.size[i]),
+            fitted.one(i, len(state.points), 1),
             starts[i : i + 1],
         )
         for i, (state, one, name) in enumerate(zip(states, seen, found_by, strict=True))
@@ -93,31 +92,49 @@ def together(
     Args:
         refused: of which pairs the matcher's own coarse answers are kept, though; for the confidence. None by default.
     """
+    heard = [[p for p in found if _heard(p, found[0], tuning)] for found in passes]
+    several = [i for i, found in enumerate(heard) if len(found) > 1]
+    fitted = [found[0].fitted for found in heard]  # one pass alone has its layout already
+    for i, one in zip(several, _fitted([states[i] for i in several], [heard[i] for i in several], tuning), strict=True):
+        fitted[i] = one
+    kept = list(refused) or [False] * len(states)
+    return [
+        _answer(state, found, one, was_kept, tuning)
+        for state, found, one, was_kept in zip(states, heard, fitted, kept, strict=True)
+        if one is not None
+    ]
+
+
+def _fitted(states: Sequence[PairState], passes: Sequence[Sequence[FinePass]], tuning: Tuning) -> list[layout.Layout]:
+    """One layout through all passes of each pair, from where the best starts."""
     if not states:
         return []
-    heard = [[p for p in found if _heard(p, found[0], tuning)] for found in passes]
-    source, answers, share = stacked_answers(states, [[p.seen for p in found] for found in heard])
-    own, known = answers[:, :, 0, 0], share[:, :, 0, 0]
-    starts = layout.joined([found[0].start for found in heard if found[0].start is not None])
-    cell = _cells([[p.seen for p in found] for found in heard])
-    fitted = layout.fit(source, answers, share, starts, cell, tuning)
-    points, right = layout.place(fitted, answers, share, tuning)
-    off = (own - points).norm(dim=-1) / fitted.size[:, None]
-    agrees = torch.where(known > 0, torch.exp(-0.5 * (off / 0.1).square()), 0.0)
-    kept = torch.tensor([list(refused) or [False] * len(states)], dtype=points.dtype).mT
-    evidence = fitted.evidence.amax(1)[:, None]
-    confidence = _confidence(right, evidence, agrees, kept, tuning)
+    seen = [[p.seen for p in found] for found in passes]
+    source, answers, share = stacked_answers(states, seen)
+    starts = layout.joined([found[0].start for found in passes if found[0].start is not None])
+    fitted = layout.fit(source, answers, share, starts, _cells(seen), tuning)
     return [
-        Answer(points[i, : len(state.points)].numpy(), confidence[i, : len(state.points)].numpy())
-        for i, state in enumerate(states)
+        fitted.one(i, len(state.points), len(found))
+        for i, (state, found) in enumerate(zip(states, passes, strict=True))
     ]
+
+
+def _answer(
+    state: PairState, passes: Sequence[FinePass], fitted: layout.Layout, refused: bool, tuning: Tuning
+) -> Answer:
+    _, answers, share = stacked_answers([state], [[p.seen for p in passes]])
+    points, right = layout.place(fitted, answers, share, tuning)
+    off = (answers[:, :, 0, 0] - points).norm(dim=-1) / fitted.size
+    agrees = torch.where(share[:, :, 0, 0] > 0, torch.exp(-0.5 * (off / 0.1).square()), 0.0)
+    confidence = _confidence(right, float(fitted.evidence.amax()), agrees, refused, tuning)
+    return Answer(points[0].numpy(), confidence[0].numpy())
 
 
 def _heard(one: FinePass, best: FinePass, tuning: Tuning) -> bool:
     return one.mirrored == best.mirrored and one.worth(tuning) > best.worth(tuning) - tuning.heard
 
 
-def _confidence(right: Tensor, evidence: Tensor, agrees: Tensor, refused: Tensor, tuning: Tuning) -> Tensor:
+def _confidence(right: Tensor, evidence: float, agrees: Tensor, refused: bool, tuning: Tuning) -> Tensor:
     """Logistic regression on what the layout knows of a point and of its pair; coefficients in `Tuning.calibration`."""
     offset, by_right, by_evidence, by_refusal, by_agreement = tuning.calibration
     sure = torch.logit(right.clamp(1e-3, 1 - 1e-3)) / 3
@@ -134,8 +151,9 @@ def _cells(seen: Sequence[Sequence[Observation]]) -> Tensor:
     return cell
 
 
-def _searched_area(states: Sequence[PairState], seen: Sequence[Observation]) -> Tensor:
-    """(B,) pixels squared of the target that each pass searched: 0 for windows, which are cut around the object."""
-    whole = [one.target.box == state.whole[1].box for state, one in zip(states, seen, strict=True)]
-    area = [one.target.box.area for one in seen]
-    return torch.tensor(area, dtype=torch.float64) * torch.tensor(whole)
+def _searched_area(states: Sequence[PairState], seen: Sequence[Observation]) -> list[float]:
+    """Pixels squared of the target that each pass searched: 0 for windows, which are cut around the object."""
+    return [
+        one.target.box.area if one.target.box == state.whole[1].box else 0.0
+        for state, one in zip(states, seen, strict=True)
+    ]

@@ -109,7 +109,8 @@ class FeatureMatcher:
         with torch.inference_mode():
             for start in range(0, len(waiting), 8):  # larger batches gain nothing on a CPU and cost memory
                 part = waiting[start : start + 8]
-                batch = torch.stack([self._prepare(image) for _, image in part])
+                cut = [self._frame(image).cut(image) for _, image in part]
+                batch = network_input(cut, self._normalise, self._device)
                 maps = self._checked(self._runner.run(self.encode, batch))
                 self._runner.examine(self.encode, batch, maps)
                 self.encoded += len(part)
@@ -182,9 +183,6 @@ class FeatureMatcher:
 
     def _frame(self, image: Image) -> Window:
         return Window.whole((image.shape[0], image.shape[1]), self.input_size)
-
-    def _prepare(self, image: Image) -> Tensor:
-        return network_input(self._frame(image).cut(image), self._normalise, self._device)
 
     def _autocast(self) -> bytes:
         """Under what autocast of its caller `encode` runs: features are kept apart by it."""

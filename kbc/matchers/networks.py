@@ -46,12 +46,11 @@ class _StretchedNetwork:
         import torch
 
         with torch.inference_mode():
-            source = torch.stack([self._prepare(pair.source) for pair in pairs])
-            target = torch.stack([self._prepare(pair.target) for pair in pairs])
+            source, target = (
+                network_input([self._cut(image) for image in images], self._normalise, self._device)
+                for images in ([pair.source for pair in pairs], [pair.target for pair in pairs])
+            )
             return self._runner.run(self.network, source, target)
-
-    def _prepare(self, image: Image) -> Tensor:
-        return network_input(self._cut(image), self._normalise, self._device)
 
     def _cut(self, image: Image) -> Image:
         return self._frame(image).cut(image)
