@@ -263,7 +263,8 @@ def _overlap(box: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> n
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     inside = np.prod(sides.clip(0), axis=1)
     union = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1) - inside
-    return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    shared: npt.NDArray[np.float64] = np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    return shared
 
 
 @dataclass(frozen=True, slots=True)
