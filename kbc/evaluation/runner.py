@@ -6,7 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,23 +45,40 @@ def evaluate(
         chunk: pairs per call of the matcher.
 
     A pair whose images cannot be read is a failure of the data. When a chunk raises it is repeated pair by pair, and
-    the pair that raises again is a failure of the matcher.
+    the pair that raises again is a failure of the matcher. The next chunk's images are read, in a thread, while one is
+    matched.
     """
     todo = list(enumerate(dataset.records) if records is None else records)
-    seen_hw = input_hw(matcher)
-    for start in range(0, len(todo), chunk):
-        outcomes: list[Outcome] = []
-        loaded: list[tuple[Outcome, Pair]] = []
-        for index, record in todo[start : start + chunk]:
-            empty = _outcome(dataset.name, run, index, record)
-            try:
-                pair = dataset.load(record, "both" if give_boxes else "none")
-            except (KBCError, OSError) as error:
-                outcomes.append(replace(empty, failure="data", error=str(error)))
-                continue
-            loaded.append((replace(empty, size_hw=image_hw(pair.target), input_hw=seen_hw), pair))
-        outcomes += _matched(matcher, loaded)
-        yield sorted(outcomes, key=lambda outcome: outcome.index)
+    chunks = [todo[start : start + chunk] for start in range(0, len(todo), chunk)]
+    load = partial(_loaded, dataset, run, give_boxes, input_hw(matcher))
+    with ThreadPoolExecutor(1, thread_name_prefix="kbc-read") as reader:
+        reads = (reader.submit(load, part) for part in chunks)
+        ahead = list(islice(reads, 1))
+        while ahead:
+            failed, loaded = ahead.pop().result()
+            ahead += islice(reads, 1)
+            yield sorted(failed + _matched(matcher, loaded), key=lambda outcome: outcome.index)
+
+
+def _loaded(
+    dataset: Dataset,
+    run: str,
+    give_boxes: bool,
+    seen_hw: tuple[int, int] | None,
+    records: Sequence[tuple[int, PairRecord]],
+) -> tuple[list[Outcome], list[tuple[Outcome, Pair]]]:
+    """The outcomes of pairs whose images cannot be read, and the pairs of the others with what is known of them."""
+    failed: list[Outcome] = []
+    loaded: list[tuple[Outcome, Pair]] = []
+    for index, record in records:
+        empty = _outcome(dataset.name, run, index, record)
+        try:
+            pair = dataset.load(record, "both" if give_boxes else "none")
+        except (KBCError, OSError) as error:
+            failed.append(replace(empty, failure="data", error=str(error)))
+            continue
+        loaded.append((replace(empty, size_hw=image_hw(pair.target), input_hw=seen_hw), pair))
+    return failed, loaded
 
 
 def _outcome(dataset: str, run: str, index: int, record: PairRecord) -> Outcome:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -18,14 +19,14 @@ import numpy as np
 import pytest
 from stubs import Shifted  # type: ignore[import-not-found]
 
-from kbc.data import open_dataset
+from kbc.data import Dataset, PairRecord, open_dataset
 from kbc.errors import DataError, InputError
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, parse_outcome, points, read_outcomes, rows
 from kbc.evaluation.pck import Protocol
 from kbc.evaluation.plan import Plan, Run, Source, complete, parse_shard
 from kbc.evaluation.report import build
 from kbc.evaluation.runner import evaluate, execute, execute_jobs
-from kbc.types import Match
+from kbc.types import Match, Pair
 
 Stub = Callable[..., list[Any]]
 
@@ -58,6 +59,30 @@ def test_outcomes_say_what_happened(root: Path) -> None:
     assert first.input_hw == (32, 32)
     assert first.seconds > 0
     assert found[1].truth[2] is None
+
+
+def test_the_next_chunk_is_read_while_one_is_matched_and_no_further(root: Path) -> None:
+    dataset = open_dataset("coco", root)
+    read: list[str] = []
+    second = threading.Event()
+
+    def load(record: PairRecord, boxes: str = "none") -> Pair:
+        read.append(record.id)
+        if len(read) == 4:
+            second.set()
+        return Dataset.load(dataset, record)
+
+    class Waiting(Shifted):  # type: ignore[misc]
+        def match(self, pairs: Any) -> list[Match]:
+            assert second.wait(60)  # of chunks of two: read by somebody else than who is here
+            return super().match(pairs)  # type: ignore[no-any-return]
+
+    dataset.load = load  # type: ignore[method-assign]
+    running = evaluate(Waiting(), dataset, run="r", chunk=2)
+    assert [o.pair for o in next(running)] == [record.id for record in dataset.records[:2]]
+    running.close()
+    assert read == [record.id for record in dataset.records[:4]]
+    assert not [t for t in threading.enumerate() if t.name.startswith("kbc-read")]
 
 
 def test_what_a_wrapper_reports_is_kept(root: Path) -> None:
