@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from kbc.cli.options import key_values
-from kbc.data import KINDS, Dataset, open_dataset
+from kbc.data import KINDS, Dataset, Problem, open_dataset
 from kbc.data.coco import layouts
 from kbc.data.decoding import decoder_warnings
-from kbc.data.records import Problem
 from kbc.errors import DataError, InputError, counted, must_be
 from kbc.geometry import looks_per_cent
 from kbc.images import image_hw
@@ -70,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
     wrong = 0
     for dataset in _parts(kind, folder, key_values(args.data_option, "--data-option")):
         problems = dataset.check()
-        lost = sum(problem.pairs for problem in dataset.problems)
-        images = len(dataset.images())
-        usable = f"{counted(len(dataset), 'usable pair')} of {counted(images, 'image')}"
-        print(f"{dataset.name}: {usable}, {counted(lost, 'pair')} left out")
+        usable = len(dataset) - _unreadable(dataset, problems)
+        lost = sum(problem.pairs for problem in dataset.problems) + len(dataset) - usable
+        images = counted(len(dataset.images()), "image")
+        print(f"{dataset.name}: {counted(usable, 'usable pair')} of {images}, {counted(lost, 'pair')} left out")
         for problem in problems:
             print(f"  {problem}")
         for note in [*dataset.notes, *_turned(dataset), *_warned(dataset, problems), *_per_cent(dataset)]:
@@ -81,6 +80,12 @@ def run(args: argparse.Namespace) -> int:
         wrong += len(problems)
     print(counted(wrong) if wrong else "nothing wrong")
     return 1 if wrong else 0
+
+
+def _unreadable(dataset: Dataset, problems: list[Problem]) -> int:
+    """How many pairs have a picture that cannot be read: a pair of two such pictures counts once."""
+    broken = {problem.where for problem in problems if problem.pairs}
+    return sum(bool({str(record.source_path), str(record.target_path)} & broken) for record in dataset)
 
 
 def _turned(dataset: Dataset) -> list[str]:

@@ -126,7 +126,7 @@ def test_what_is_wrong_is_said_and_counted(tmp_path: Path, capsys: pytest.Captur
     path.write_bytes(path.read_bytes()[:200])
     assert call("check", str(tmp_path)) == 1
     out = capsys.readouterr().out
-    assert "2 usable pairs of 3 images, 2 pairs left out" in out
+    assert "1 usable pair of 3 images, 3 pairs left out" in out
     assert "2.jpg" in out
     assert "3.jpg" in out
     assert "2 problems" in out
