@@ -1,0 +1,103 @@
+"""Runs a page of the documentation as a reader would: every block in order, from one folder, none edited.
+
+- `python` runs in one namespace for the page, or becomes a file where its first line is `# name.py`.
+- `bash` runs line by line: `kbc …` in this process, anything else in a shell.
+- `output` is what the block before it must have printed: each of its lines, blanks and seconds aside, `…` for more;
+  numbers with a decimal point to 5 per cent, because processors round otherwise and the method is still being improved.
+- `text` is only shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from kbc import cli
+
+DOCS = Path(__file__).parent.parent / "docs"
+_DECIMAL = re.compile(r"[-+]?\d+\.\d+")
+_SECONDS = re.compile(r"\d+(\.\d+)? s(/pair)?\b")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of every fenced block of a page."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def run_page(page: Path) -> str:
+    """Run the page's blocks in the working directory; what they printed."""
+    namespace: dict[str, object] = {"__name__": "page"}
+    everything, printed = "", ""
+    for language, text in blocks(page):
+        assert language in ("python", "bash", "output", "text", "toml", "json"), language
+        if language == "output":
+            _assert_printed(text, printed, page)
+        elif language in ("python", "bash"):
+            printed = _python(text, namespace, page) if language == "python" else _shell(text, page)
+            everything += printed
+    return everything
+
+
+def _python(text: str, namespace: dict[str, object], page: Path) -> str:
+    named = re.match(r"# ([\w/]+\.py)\n", text)
+    if named:
+        Path(named[1]).write_text(text, encoding="utf-8")
+        return ""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(text, str(page), "exec"), namespace)
+    printed = out.getvalue()
+    for promised in re.findall(r"^print\(.*\)  # (.*)$", text, flags=re.MULTILINE):
+        assert _holds(_plain(printed), _plain(promised)), f"{page.name}: {promised!r} was not printed, but:\n{printed}"
+    return printed
+
+
+def _shell(text: str, page: Path) -> str:
+    printed = ""
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        command = line.partition("  #")[0].strip()
+        if not command:
+            continue
+        if command.startswith("kbc "):
+            out, said = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+                code = cli.main(shlex.split(command)[1:])
+            expected = (0, 1) if command.startswith("kbc data check") else (0,)
+            assert code in expected, f"{page.name}: {command}: exit code {code}\n{said.getvalue()}"
+            printed += out.getvalue() + said.getvalue()
+        else:
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+            root = os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])
+            done = subprocess.run(
+                command, shell=True, text=True, capture_output=True, check=False,
+                env={**os.environ, "PATH": path, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+            assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}{done.stderr}"
+            printed += done.stdout + done.stderr
+    return printed
+
+
+def _assert_printed(shown: str, printed: str, page: Path) -> None:
+    held = _plain(printed)
+    for line in shown.splitlines():
+        for part in filter(None, map(_plain, line.split("…"))):
+            assert _holds(held, part), f"{page.name}: {part!r} was not printed, but:\n{printed}"
+
+
+def _holds(printed: str, part: str) -> bool:
+    wanted = [float(number) for number in _DECIMAL.findall(part)]
+    pattern = r"([-+]?\d+\.\d+)".join(map(re.escape, _DECIMAL.split(part)))
+    return any(
+        all(abs(float(a) - b) <= 0.05 * abs(b) + 0.05 for a, b in zip(found.groups(), wanted, strict=True))
+        for found in re.finditer(pattern, printed)
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(_SECONDS.sub("s", text).split())
