@@ -41,10 +41,10 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 
 ENCODING, REST = "encoding", "rest"
 STAGES = {
-    "images": ("kbc.matchers.features.fingerprint", "kbc.matchers.features.FeatureMatcher._prepare"),
+    "images": ("kbc.matchers.features.fingerprint", "kbc.matchers.features.network_input"),
     "asking": ("kbc.cli.bench_pipeline.run_matcher", "kbc.probe.run_matcher", "kbc.probe.run_similarity"),
     "peaks": ("kbc.probe._with_peaks",),
-    "cutting": ("kbc.probe.PairState.cut",),
+    "cutting": ("kbc.geometry.Window.cut", "kbc.probe.PairState.cut"),
     "proposals": ("kbc.layout.propose",),
     "layout": ("kbc.layout.fit", "kbc.layout.place"),
     "verification": ("kbc.pipeline.judge", "kbc.pipeline.together"),
