@@ -133,7 +133,7 @@ def propose(
     Returns:
         (B, most) transforms; score 0 where there are fewer.
     """
-    batch, count = share.shape[:2]
+    batch = len(share)
     asked = share.sum(2) > 0
     # Single precision: none of this has to be exact, `fit` does it again. Places before points: torch adds up faster.
     start = torch.where(asked[..., None], source, 0.0).float()
@@ -142,9 +142,8 @@ def propose(
     size = _extent(start, asked)
     found, points = _through_two(start, goal, weight, size, tuning)
     # All on a part of the points first, the better ones on all.
-    part = slice(None, None, max(count // tuning.rough_points, 1))
-    rough = _agreement(found, start[:, part], goal[:, :, part], weight[:, :, part], size, area, tuning)
-    rough = rough.mean(2) * found.score
+    part = _spread(asked, tuning.rough_points)
+    rough = _agreement(found, *_rows(part, start, goal, weight), size, area, tuning).sum(2) * found.score
     kept = rough.topk(max(rough.shape[1] // 4, min(most, rough.shape[1])), dim=1).indices
     rows = torch.arange(batch, device=kept.device)[:, None]
     found, points = found[rows, kept], points.gather(2, kept.expand(2, -1, -1))
@@ -155,6 +154,20 @@ def propose(
     best = found.score.topk(min(most, kept.shape[1]), dim=1).indices
     found = found[rows, best].to(source.dtype)
     return _or_moved(found, source, answers[:, :, 0], share[:, :, 0])
+
+
+def _spread(asked: Tensor, most: int) -> Tensor:
+    """(B, most) which of the asked points (B, S), spread over all of them: in a batch the same ones as alone."""
+    order = torch.argsort(~asked, dim=1, stable=True)  # the asked ones first
+    known = asked.sum(1, keepdim=True)
+    return order.gather(1, (torch.arange(most, device=asked.device) * known // most).clamp_max(asked.shape[1] - 1))
+
+
+def _rows(part: Tensor, start: Tensor, goal: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The points `part` (B, R) of (B, S, 2) source points, their (B, M, S, 2) places and (B, M, S) shares."""
+    index = part[:, None].expand(-1, goal.shape[1], -1)
+    places = goal.gather(2, index[..., None].expand(-1, -1, -1, 2))
+    return _take(start, part), places, share.gather(2, index)
 
 
 def _through_two(start: Tensor, goal: Tensor, share: Tensor, size: Tensor, tuning: Tuning) -> tuple[Similarity, Tensor]:

@@ -21,7 +21,7 @@ class Tuning:
         peaks: places a point may have on one similarity map.
         peak_sharpness: a peak one deviation of the map lower is exp(this) times less likely.
         proposals: pairs of answers that each propose a similarity transform.
-        rough_points: points, at least, on which all proposals are compared first; the best quarter then on all.
+        rough_points: points on which all proposals are compared first; the best quarter then on all.
         agreement_reach: deviation of an answer from a proposed transform that counts as agreeing.
         least_reach: the same, at least; fraction of the side of the part of the target that was searched.
         chance_area: how far the area in which answers lie by chance is that searched (1) and not the object's (0).
@@ -48,9 +48,9 @@ class Tuning:
     support_reach: float = 0.05
     min_points_for_extent: int = 4
     guessed_side: float = 0.25
-    peaks: int = 5
+    peaks: int = 3
     peak_sharpness: float = 1.5
-    proposals: int = 512
+    proposals: int = 256
     rough_points: int = 20
     agreement_reach: float = 0.12
     least_reach: float = 0.03
@@ -63,7 +63,7 @@ class Tuning:
     noise_floor: float = 0.02
     noise_ceiling: float = 0.12
     cell_floor: float = 0.15
-    rounds: int = 8
+    rounds: int = 4
     loose_share: float = 0.1
     loose_size: float = 0.25
     mirror_penalty: float = 0.45

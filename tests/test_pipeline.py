@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import kbc
+import kbc.data
 from kbc.pipeline import KBCMatcher
 from kbc.types import Match, Pair
 from tests.conftest import Oracle, draw_scene, find_ramp, ramp, read_ramp
@@ -97,6 +98,21 @@ def test_a_batch_equals_pair_by_pair() -> None:
         assert np.abs(result.keypoints - alone.keypoints).max() <= 1e-4
         assert result.origin == alone.origin
     assert seen == [(3, 8), (6, 8), (8, 8)]
+
+
+@pytest.mark.parametrize("budget", ["fast", "balanced"])
+def test_a_batch_of_real_matching_equals_pair_by_pair(budget: str) -> None:
+    """Pairs with 1 to 12 keypoints, so with other numbers of support points; a matcher that errs, so not every one."""
+    rng = np.random.default_rng(0)
+    scenes = [kbc.data.open_dataset("scenes", None, count=1, seed=seed, size_hw=(180, 240)) for seed in range(5)]
+    pairs = [scene.load(scene[0]) for scene in scenes]
+    asked = [rng.permutation(len(pair.keypoints))[:count] for pair, count in zip(pairs, (12, 1, 4, 7, 2), strict=True)]
+    pairs = [Pair(p.source, p.target, p.keypoints[rows]) for p, rows in zip(pairs, asked, strict=True)]
+    wrapped = kbc.wrap(kbc.load_matcher("hog"), budget=budget)
+    for pair, result in zip(pairs, wrapped.match(pairs), strict=True):
+        alone = wrapped.match([pair])[0]
+        assert result.origin == alone.origin
+        assert np.nanmax(np.abs(result.keypoints - alone.keypoints)) <= 1e-3
 
 
 def test_nothing_small_is_one_call_and_says_so() -> None:

@@ -27,10 +27,11 @@ from kbc.tuning import TUNING
 
 SWEEPS: dict[str, list[Any]] = {
     "support_count": [30, 80, 150],
-    "peaks": [1, 3, 5, 8],
+    "peaks": [1, 3, 5],
     "peak_sharpness": [0.75, 1.5, 3.0],
     "agreement_reach": [0.08, 0.12, 0.18],
-    "proposals": [256, 512, 1024],
+    "proposals": [128, 256, 512],
+    "rounds": [3, 4, 8],
     "least_reach": [0.0, 0.03, 0.06],
     "chance_area": [0.0, 0.5, 0.8],
     "proposal_trust": [0.15, 0.3, 0.6],
