@@ -168,6 +168,8 @@ def agreed(
         tuning: the constants.
     """
     new = [i for i, one in enumerate(seen) if one.transforms is None]
+    if not any(area):  # much less to look through than on the whole target
+        tuning = replace(tuning, proposals=tuning.window_proposals)
     if new:
         source, answers, share = stacked_answers([states[i] for i in new], [[seen[i]] for i in new])
         areas = torch.tensor([area[i] for i in new], dtype=source.dtype)

@@ -20,7 +20,8 @@ class Tuning:
         guessed_side: least side of the square taken for the object of so few points; fraction of the image's side.
         peaks: places a point may have on one similarity map.
         peak_sharpness: a peak one deviation of the map lower is exp(this) times less likely.
-        proposals: pairs of answers that each propose a similarity transform.
+        proposals, window_proposals: pairs of answers that each propose a similarity transform, and the same where the
+            target was cut around the object.
         rough_points: points on which all proposals are compared first; the best quarter then on all.
         agreement_reach: deviation of an answer from a proposed transform that counts as agreeing.
         least_reach: the same, at least; fraction of the side of the part of the target that was searched.
@@ -50,7 +51,8 @@ class Tuning:
     guessed_side: float = 0.25
     peaks: int = 3
     peak_sharpness: float = 1.5
-    proposals: int = 256
+    proposals: int = 512
+    window_proposals: int = 128
     rough_points: int = 20
     agreement_reach: float = 0.12
     least_reach: float = 0.03
