@@ -12,7 +12,7 @@ from kbc.tensors import usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Stub, Upstream  # in a package of your own: from kbc_adapters.sandbox import …
-from .upstream import UpstreamMatcher, check_state, read_checkpoint
+from .upstream import UpstreamMatcher, check_state, read_checkpoint, travels
 
 
 class Template(UpstreamMatcher):
@@ -52,6 +52,7 @@ class Template(UpstreamMatcher):
         return found[row * 16 + column].reshape(-1, 16, 16)  # (N, h, w): what each point resembles
 
 
+@travels
 def load(*, checkout: str | Path, checkpoint: str | Path, device: str | torch.device = "cpu") -> Template:
     """The matcher from a checkout and a checkpoint. Say here where both come from."""
     code = Checkout(checkout, Template.upstream, stubs={"tensorboardX": Stub("tensorboardX")})

@@ -16,7 +16,7 @@ from kbc.tensors import sample, usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Stub, Upstream
-from .upstream import UpstreamMatcher, check_state, looks_like, read_checkpoint, whole_numbers
+from .upstream import UpstreamMatcher, check_state, looks_like, read_checkpoint, travels, whole_numbers
 
 HYPERPIXELS = (0, 8, 20, 21, 26, 28, 29, 30)
 
@@ -76,6 +76,7 @@ class CATs(UpstreamMatcher):
         return sample(correlation, (points.T - self.node_first) / self.node_step).T.reshape(-1, side, side)
 
 
+@travels
 def load(
     *,
     checkout: str | Path,

@@ -14,7 +14,7 @@ from kbc.tensors import usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Stub, Upstream
-from .upstream import UpstreamMatcher, check_side, check_state, read_checkpoint
+from .upstream import UpstreamMatcher, check_side, check_state, read_checkpoint, travels
 
 
 class CHM(UpstreamMatcher):
@@ -63,6 +63,7 @@ class CHM(UpstreamMatcher):
         return (attention.flatten(1) @ found[0]).reshape(-1, side, side)
 
 
+@travels
 def load(
     *,
     checkout: str | Path,

@@ -14,7 +14,7 @@ from kbc.tensors import usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Upstream
-from .upstream import UpstreamMatcher, check_imagenet, check_side, check_state, read_checkpoint
+from .upstream import UpstreamMatcher, check_imagenet, check_side, check_state, read_checkpoint, travels
 
 MAX_POINTS = 400
 """Upstream pads its answers to this many points and fails on more."""
@@ -68,6 +68,7 @@ class DHPF(UpstreamMatcher):
         return torch.cat(rows).reshape(-1, side, side)
 
 
+@travels
 def load(
     *,
     checkout: str | Path,

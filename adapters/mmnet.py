@@ -17,7 +17,16 @@ from kbc.tensors import usable_device
 from kbc.types import Pair
 
 from .sandbox import Checkout, Stub, Upstream
-from .upstream import UpstreamMatcher, check_state, gluoncvth, looks_like, normalised, read_checkpoint, unused_packages
+from .upstream import (
+    UpstreamMatcher,
+    check_state,
+    gluoncvth,
+    looks_like,
+    normalised,
+    read_checkpoint,
+    travels,
+    unused_packages,
+)
 
 RESNETS = ("resnet50", "resnet101", "resnext101_32x8d")
 
@@ -80,6 +89,7 @@ class MMNet(UpstreamMatcher):
         return functional.interpolate(whole, size=self._size_hw, mode="bilinear", align_corners=False)
 
 
+@travels
 def load(*, checkout: str | Path, checkpoint: str | Path, level: int = 2, device: str | torch.device = "cpu") -> MMNet:
     """MMNet from a checkout and a checkpoint. The backbone is read off the checkpoint.
 

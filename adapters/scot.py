@@ -26,6 +26,7 @@ from .upstream import (
     normalised,
     read_checkpoint,
     require_finite,
+    travels,
     unused_packages,
     whole_numbers,
 )
@@ -136,6 +137,7 @@ def guard(module: Any, run: Callable[..., Tensor]) -> None:
     module.rhm = checked
 
 
+@travels
 def load(
     *,
     checkout: str | Path,

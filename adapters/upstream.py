@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, wraps
+from importlib import import_module
 from importlib.util import find_spec
 from numbers import Integral
 from operator import index
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,6 +29,9 @@ from kbc.weights import load_weights
 
 from .sandbox import Checkout, Stub, Upstream
 
+_P = ParamSpec("_P")
+_M = TypeVar("_M", bound="UpstreamMatcher")
+_PATHS = ("checkout", "checkpoint", "backbone_weights")
 _KEPT_BYTES = 128 * 2**20
 _INSIDE = 1e-3  # MMNet's transfer indexes past its map at x = width
 _KEY_SIGNS = {
@@ -37,6 +42,27 @@ _KEY_SIGNS = {
     "fc.weight": "an ImageNet ResNet",
     "head.conv5.0.weight": "gluoncv-torch's FCN",
 }
+
+
+def travels(load: Callable[_P, _M]) -> Callable[_P, _M]:
+    """A module's function `load` whose matchers can be pickled and copied: they are loaded again from the same files.
+
+    Paths are kept whole, so that the other process may work in another folder.
+    """
+
+    @wraps(load)
+    def loading(*args: _P.args, **options: _P.kwargs) -> _M:
+        matcher = load(*args, **options)
+        paths = {name: os.path.abspath(as_path(options[name], name)) for name in _PATHS if name in options}
+        matcher.loaded_by = (load.__module__, {**options, **paths})
+        return matcher
+
+    return loading
+
+
+def _load_again(module: str, options: dict[str, Any]) -> UpstreamMatcher:
+    loaded: UpstreamMatcher = import_module(module).load(**options)
+    return loaded
 
 
 class UpstreamMatcher:
@@ -50,6 +76,7 @@ class UpstreamMatcher:
         name, input_size, max_batch: see `kbc.matchers.protocol.Matcher`.
         upstream: repository, licence, citation, direction and frame.
         node_first, node_step: where the cells of upstream's correlation lie in its frame, frame pixels, both axes.
+        loaded_by: the module whose `load` built it and that function's options, see `travels`.
     """
 
     name: ClassVar[str]
@@ -58,12 +85,19 @@ class UpstreamMatcher:
     max_batch: int = 1
     node_first: float = 0.0
     node_step: float
+    loaded_by: tuple[str, dict[str, Any]] | None = None
 
     def __init__(self, checkout: Checkout, device: torch.device) -> None:
         self.checkout = checkout
         self.device = device
         self._lock = threading.Lock()
         self._maps: WeakKeyDictionary[Pair, npt.NDArray[np.float32]] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process, and a deep copy, loads it again from the same files: upstream's code is nobody's module."""
+        if self.loaded_by is None:
+            raise TypeError(f"{type(self).__name__} travels where its `load` is decorated with kbc_adapters' `travels`")
+        return _load_again, self.loaded_by
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
         """Upstream's own prediction; the score is the peak of the point's similarity map, on upstream's scale."""

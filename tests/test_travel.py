@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import pytest
 import torch
 
 import kbc
-from kbc.data import open_dataset
+from kbc.data import Dataset, open_dataset, shrink
 from tests.conftest import draw_scene
+from tests.data import layouts
 
 POINTS = [[60.0, 70.0], [90.0, 64.0], [71.0, 93.0], [88.0, 90.0]]
 
@@ -78,11 +80,59 @@ def test_a_pair_travels_and_stays_read_only() -> None:
             array[0] = 0
 
 
-def test_a_data_set_travels() -> None:
-    dataset = open_dataset("scenes", count=2)
-    dataset.load(dataset[0])
-    there = pickle.loads(pickle.dumps(dataset))
-    assert np.array_equal(there.load(there[1]).source, dataset.load(dataset[1]).source)
+DATA: dict[str, Callable[[Path], Dataset]] = {
+    "scenes": lambda root: open_dataset("scenes", count=3),
+    "coco": lambda root: open_dataset("coco", layouts.coco(root)),
+    "coco without a list": lambda root: open_dataset("coco", layouts.coco(root, pairs=False)),
+    "spair": lambda root: open_dataset("spair", layouts.spair(root)),
+    "pfpascal": lambda root: open_dataset("pfpascal", layouts.pascal(root), split="trn"),  # mirrored pictures, too
+    "pfwillow": lambda root: open_dataset("pfwillow", layouts.willow_folders(root)),
+    "pfwillow csv": lambda root: open_dataset("pfwillow", layouts.willow_csv(root)),
+    "ap10k": lambda root: open_dataset("ap10k", layouts.ap10k(root)),
+    "shrunk": lambda root: shrink(open_dataset("coco", layouts.coco(root)), 2.0),
+    "part": lambda root: open_dataset("spair", layouts.spair(root)).limited(2).shard(0, 2),
+}
+
+
+def contents(dataset: Dataset) -> list[tuple[Any, ...]]:
+    pairs = [dataset.load(record, "both") for record in dataset]
+    seen = [(p.source.tobytes(), p.target.tobytes(), p.source_box, p.target_box, str(p.keypoints)) for p in pairs]
+    return [(len(dataset), [str(problem) for problem in dataset.problems], dataset.notes), *seen]
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_a_data_set_travels(tmp_path: Path, kind: str) -> None:
+    dataset = DATA[kind](tmp_path)
+    before = contents(dataset)  # with images in its cache
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 100_000
+    for there in (pickle.loads(sent), copy.deepcopy(dataset)):
+        assert contents(there) == before
+        assert there.digest() == dataset.digest()
+        with pytest.raises(ValueError, match="read-only"):
+            there[0].keypoints[0] = 0
+
+
+class Loaded(torch.utils.data.Dataset[np.ndarray]):
+    """What a training script writes around a data set."""
+
+    def __init__(self, dataset: Dataset, matcher: Any) -> None:
+        self.dataset, self.matcher = dataset, matcher
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return answer(self.matcher, self.dataset.load(self.dataset[index]))
+
+
+def test_workers_of_a_spawning_data_loader_give_the_same_answers() -> None:
+    loaded = Loaded(open_dataset("scenes", count=3), kbc.load_matcher("hog"))
+    loader = torch.utils.data.DataLoader(
+        loaded, batch_size=None, num_workers=1, multiprocessing_context="spawn", collate_fn=None
+    )
+    for there, here in zip(loader, [loaded[i] for i in range(3)], strict=True):
+        np.testing.assert_allclose(np.asarray(there), here, atol=1e-6)
 
 
 def test_a_spawned_process_gives_the_same_answer() -> None:
@@ -90,6 +140,17 @@ def test_a_spawned_process_gives_the_same_answer() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         (there,) = pool.map(matcher.match, [[asked]])
     assert np.allclose(there[0].keypoints, answer(matcher, asked), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_spawned_process_gives_every_matchers_answers() -> None:
+    matchers, asked = {name: build() for name, build in BUILDERS.items()}, pair()
+    for matcher in matchers.values():
+        answer(matcher, asked)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.starmap(answer, [(matcher, asked) for matcher in matchers.values()])
+    for matcher, there in zip(matchers.values(), found, strict=True):
+        np.testing.assert_allclose(there, answer(matcher, asked), atol=1e-4)
 
 
 def test_pairs_may_come_from_a_generator() -> None:
