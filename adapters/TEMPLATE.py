@@ -52,7 +52,7 @@ class Template(UpstreamMatcher):
         return found[row * 16 + column].reshape(-1, 16, 16)  # (N, h, w): what each point resembles
 
 
-@travels
+@travels  # so that it can be pickled
 def load(*, checkout: str | Path, checkpoint: str | Path, device: str | torch.device = "cpu") -> Template:
     """The matcher from a checkout and a checkpoint. Say here where both come from."""
     code = Checkout(checkout, Template.upstream, stubs={"tensorboardX": Stub("tensorboardX")})
