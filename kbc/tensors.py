@@ -94,6 +94,11 @@ def network_input(images: Sequence[Image], normalise: bool, device: str | torch.
     return torch.from_numpy(batch).to(device)
 
 
+def unit_length(values: Tensor) -> Tensor:
+    """Feature maps (C, …) at length 1 along C, or 0 where they are 0; on a CPU several times faster than normalize."""
+    return values * values.square().sum(0).clamp_min_(1e-24).rsqrt_()
+
+
 def warn_if_training(network: object, argument: str) -> None:
     """Warn of a network (or a method of one) whose dropout or batch statistics are those of training."""
     module = getattr(network, "__self__", network)
@@ -237,9 +242,9 @@ def _highest_near(values: Tensor) -> Tensor:
     for axis in (-1, -2):
         found = values.clone()
         length = values.shape[axis] - 1
-        before, after = values.narrow(axis, 0, length), values.narrow(axis, 1, length)
-        found.narrow(axis, 1, length).copy_(torch.maximum(found.narrow(axis, 1, length), before))
-        found.narrow(axis, 0, length).copy_(torch.maximum(found.narrow(axis, 0, length), after))
+        for here, there in ((1, 0), (0, 1)):
+            part = found.narrow(axis, here, length)
+            torch.maximum(part, values.narrow(axis, there, length), out=part)
         values = found
     return values
 

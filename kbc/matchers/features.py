@@ -17,7 +17,7 @@ from kbc.geometry import Points, Window, as_size, cell_centres, defined
 from kbc.images import Image, fingerprint
 from kbc.matchers.protocol import short_repr
 from kbc.matchers.running import NetworkRunner
-from kbc.tensors import Grid, exact, network_input, sample, soft_peak, usable_device, warn_if_training
+from kbc.tensors import Grid, exact, network_input, sample, soft_peak, unit_length, usable_device, warn_if_training
 from kbc.types import Match, Pair
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class FeatureMatcher:
                 self._runner.examine(self.encode, batch, maps)
                 self.encoded += len(part)
                 for (key, _), values in zip(part, maps, strict=True):
-                    found[key] = torch.nn.functional.normalize(values, dim=0)  # its own memory, for the cache's sake
+                    found[key] = unit_length(values)  # its own memory, for the cache's sake
                     self._cache.put(key, found[key])
         return [found[key] for key in keys]
 
@@ -157,8 +157,8 @@ class FeatureMatcher:
 
         inside: Points = self._frame(pair.source).to_window(pair.keypoints)
         cells = self.grid.to_cells(torch.as_tensor(inside, dtype=source.dtype, device=source.device))
-        queries = torch.nn.functional.normalize(sample(source, cells), dim=0)
-        values = torch.einsum("cn,chw->nhw", queries, target)
+        queries = unit_length(sample(source, cells))
+        values: Tensor = (queries.mT @ target.flatten(1)).view(-1, *target.shape[1:])
         if self.votes:
             values = values + _VOTE_WEIGHT * _voted(source, target, cells)
         values[torch.as_tensor(~defined(pair.keypoints), device=values.device)] = torch.nan
