@@ -269,17 +269,16 @@ class KBCMatcher:
     def _accept(self, works: Sequence[_Work]) -> None:
         """The answers of all passes together where they beat the coarse one; the coarse pass's own layout elsewhere."""
         margin = self.config.accept_margin
+        answered = [(work, work.whole) for work in works if work.whole is not None]
         for work in works:
             if work.passes and work.whole is not None and work.state.pair.target_box is None:
                 best = work.passes[0]
                 least = max(work.whole.worth(self.tuning) + margin, self.tuning.least_evidence)
                 if best.worth(self.tuning) <= least:
                     work.passes = []
-        answered = [work for work in works if work.whole is not None]
-        passes = [work.passes or [work.whole] for work in answered if work.whole is not None]
-        refused = [not work.passes and work.why_coarse != "coarse: not small" for work in answered]
-        found = together([work.state for work in answered], passes, self.tuning, refused)
-        for work, answer in zip(answered, found, strict=True):
+        passes = [work.passes or [whole] for work, whole in answered]
+        found = together([work.state for work, _ in answered], passes, self.tuning)
+        for (work, _), answer in zip(answered, found, strict=True):
             work.answer = answer
 
 

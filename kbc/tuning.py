@@ -39,8 +39,7 @@ class Tuning:
         doubt: evidence below which a matcher that pays for every pair looks at the source mirrored; one that shares
             features always does, where the budget allows it.
         search_below: where the best proposal has fewer nats a point than this, `thorough` searches the whole target.
-        calibration: of the confidence: constant, the point's log odds / 3, the pair's evidence, a refused pair, the
-            matcher's own answer agreeing.
+        calibration: of the confidence: constant, then a weight for each of `kbc.confidence.CLUES`.
         least_evidence: worth below which a fine pass is refused: its answers agree on nothing.
         mirror_penalty: what a mirrored layout must be better, nats a point: symmetric things look right either way.
     """
@@ -73,7 +72,7 @@ class Tuning:
     doubt: float = 1.5
     search_below: float = 1.5
     least_evidence: float = 0.2
-    calibration: tuple[float, float, float, float, float] = (-1.67, 0.42, 0.66, -2.09, 0.66)
+    calibration: tuple[float, ...] = (0.73, 2.34, -10.67, -1.01, 0.99, 0.84)
 
 
 TUNING = Tuning()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -193,7 +193,7 @@ class MatchResult(Match):
     >>> photo = np.zeros((40, 60, 3), np.uint8)
     >>> stays = kbc.wrap(lambda source, target, keypoints: keypoints)
     >>> stays.match([kbc.Pair(photo, photo, [[4, 5], [51, 8], [53, 33], [8, 30]])])[0]
-    MatchResult(4 points: 4 whole; confidence 0.98 … 0.98; cost 1.0)
+    MatchResult(4 points: 4 whole; confidence 0.95 … 0.95; cost 1.0)
     """
 
     coarse: Points = field(default_factory=lambda: np.empty((0, 2)))
@@ -213,6 +213,27 @@ class MatchResult(Match):
         origins = ", ".join(f"{count} {origin}" for origin, count in Counter(self.origin).most_common())
         confidence = _range("confidence", self.confidence)
         return f"MatchResult({counted(len(self.keypoints), 'point')}: {origins}{confidence}; cost {self.cost:.1f})"
+
+    def at_least(self, confidence: float) -> MatchResult:
+        """The same answer with NaN for the points that are less sure than this; their confidence stays.
+
+        Raises:
+            InputError: not in [0, 1], or an answer without confidence.
+
+        >>> import numpy as np, kbc
+        >>> photo = np.zeros((40, 60, 3), np.uint8)
+        >>> pair = kbc.Pair(photo, photo, [[4, 5], [51, 8]])
+        >>> kbc.wrap(lambda source, target, points: points).match([pair])[0].at_least(1.0).keypoints
+        array([[nan, nan],
+               [nan, nan]])
+        """
+        if not 0 <= confidence <= 1:
+            raise InputError(must_be("confidence", "in [0, 1]", confidence))
+        if self.confidence is None:
+            hint = "a plain matcher, passes=0 and the paper's rule do not tell how sure a point is"
+            raise InputError(must_be("at_least", "asked of a result with confidence", "one without", hint))
+        sure = np.nan_to_num(self.confidence) >= confidence
+        return replace(self, keypoints=np.where(sure[:, None], self.keypoints, np.nan))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data: undefined coordinates are None."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from kbc import layout
+from kbc.confidence import clues, confidence
 from kbc.geometry import Points
 from kbc.localize import agreed, stacked_answers
 from kbc.probe import Observation, PairState
@@ -75,32 +78,28 @@ class Answer:
     Attributes:
         points: (S, 2) target pixels.
         confidence: (S,) how likely each lies within a tenth of the object's size of the right place, [0, 1].
+        clues: (S, F) what that was read from, see `kbc.confidence`.
     """
 
     points: Points
     confidence: Scores
+    clues: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
 
 
-def together(
-    states: Sequence[PairState], passes: Sequence[Sequence[FinePass]], tuning: Tuning, refused: Sequence[bool] = ()
-) -> list[Answer]:
+def together(states: Sequence[PairState], passes: Sequence[Sequence[FinePass]], tuning: Tuning) -> list[Answer]:
     """Where the points lie by all passes of each pair, the best first, one layout through all of them.
 
     Passes from the other side of the mirror have no say, for left would mix with right, nor have those far below the
     best.
-
-    Args:
-        refused: of which pairs the matcher's own coarse answers are kept, though; for the confidence. None by default.
     """
     heard = [[p for p in found if _heard(p, found[0], tuning)] for found in passes]
     several = [i for i, found in enumerate(heard) if len(found) > 1]
     fitted = [found[0].fitted for found in heard]  # one pass alone has its layout already
     for i, one in zip(several, _fitted([states[i] for i in several], [heard[i] for i in several], tuning), strict=True):
         fitted[i] = one
-    kept = list(refused) or [False] * len(states)
     return [
-        _answer(state, found, one, was_kept, tuning)
-        for state, found, one, was_kept in zip(states, heard, fitted, kept, strict=True)
+        _answer(state, found, one, tuning)
+        for state, found, one in zip(states, heard, fitted, strict=True)
         if one is not None
     ]
 
@@ -119,28 +118,16 @@ def _fitted(states: Sequence[PairState], passes: Sequence[Sequence[FinePass]], t
     ]
 
 
-def _answer(
-    state: PairState, passes: Sequence[FinePass], fitted: layout.Layout, refused: bool, tuning: Tuning
-) -> Answer:
-    _, answers, share = stacked_answers([state], [[p.seen for p in passes]])
-    points, right = layout.place(fitted, answers, share, tuning)
-    off = (answers[:, :, 0, 0] - points).norm(dim=-1) / fitted.size
-    agrees = torch.where(share[:, :, 0, 0] > 0, torch.exp(-0.5 * (off / 0.1).square()), 0.0)
-    confidence = _confidence(right, float(fitted.evidence.amax()), agrees, refused, tuning)
-    return Answer(points[0].numpy(), confidence[0].numpy())
+def _answer(state: PairState, passes: Sequence[FinePass], fitted: layout.Layout, tuning: Tuning) -> Answer:
+    seen = [p.seen for p in passes]
+    _, answers, share = stacked_answers([state], [seen])
+    points = layout.place(fitted, answers, share, tuning)[0][0].numpy()
+    found = clues(state, points, float(fitted.size), seen, [p.points for p in passes])
+    return Answer(points, confidence(found, tuning), found)
 
 
 def _heard(one: FinePass, best: FinePass, tuning: Tuning) -> bool:
     return one.mirrored == best.mirrored and one.worth(tuning) > best.worth(tuning) - tuning.heard
-
-
-def _confidence(right: Tensor, evidence: float, agrees: Tensor, refused: bool, tuning: Tuning) -> Tensor:
-    """Logistic regression on what the layout knows of a point and of its pair; coefficients in `Tuning.calibration`."""
-    offset, by_right, by_evidence, by_refusal, by_agreement = tuning.calibration
-    sure = torch.logit(right.clamp(1e-3, 1 - 1e-3)) / 3
-    return torch.sigmoid(
-        offset + by_right * sure + by_evidence * evidence + by_refusal * refused + by_agreement * agrees
-    )
 
 
 def _cells(seen: Sequence[Sequence[Observation]]) -> Tensor:

@@ -118,7 +118,7 @@ def _imshow(ax: Axes, image: Image, extent: tuple[float, float, float, float]) -
 
 
 def draw_points(
-    ax: Axes, points: Points, *, right: Mask | None = None, numbers: bool = False, size: float = 36.0
+    ax: Axes, points: Points, *, right: Mask | None = None, numbers: bool | Sequence[str] = False, size: float = 36.0
 ) -> Axes:
     """Mark points (N, 2); NaN rows are left out.
 
@@ -126,7 +126,7 @@ def draw_points(
         ax: where.
         points: pixels of the image shown.
         right: (N,) which are right: circles, the others crosses. None: all green circles.
-        numbers: write each point's index beside it.
+        numbers: write each point's index beside it, or what is given for each.
         size: area of a marker, points squared.
 
     Raises:
@@ -144,8 +144,9 @@ def draw_points(
             edge = 0.9 if size > SMALL else 0.5
             ax.scatter(x, y, s=area, c=colour, marker=marker, edgecolors="white", linewidths=edge, zorder=5)
     if numbers:
+        labels = [str(index) for index in range(len(points))] if isinstance(numbers, bool) else list(numbers)
         for index in np.flatnonzero(known):
-            _label(ax, str(index), points[index], offset=(4, 4))
+            _label(ax, labels[index], points[index], offset=(4, 4))
     return ax
 
 
@@ -233,7 +234,7 @@ def draw_inset(
     *,
     right: Mask | None = None,
     truth: Points | None = None,
-    numbers: bool = False,
+    numbers: bool | Sequence[str] = False,
     title: str = "",
 ) -> Axes:
     """A part of an image, enlarged to fill the Axes, with the points that lie there.
@@ -297,8 +298,17 @@ def draw_comparison(
         right = right_points(answer.keypoints, truth, tolerance)
         if right is not None and truth is not None:
             title += f": {int(right.sum())} of {int(defined(truth).sum())} right"
-        draw_inset(ax, pair.target, around, answer.keypoints, right=right, truth=truth, numbers=plain, title=title)
+        numbers = with_confidence(answer) if plain else False
+        draw_inset(ax, pair.target, around, answer.keypoints, right=right, truth=truth, numbers=numbers, title=title)
     return row
+
+
+def with_confidence(answer: Match) -> list[str]:
+    """A label for each point: its number and, where it is known, how sure it is, e.g. "3: 0.82"."""
+    sure = answer.confidence if isinstance(answer, MatchResult) else None
+    if sure is None:
+        return [str(index) for index in range(len(answer.keypoints))]
+    return [f"{index}: {value:.2f}" if value == value else str(index) for index, value in enumerate(sure)]
 
 
 def draw_answer(pair: Pair, result: MatchResult, *, title: str = "") -> dict[str, Axes]:
@@ -332,7 +342,8 @@ def draw_answer(pair: Pair, result: MatchResult, *, title: str = "") -> dict[str
     for name, label, points in (("coarse", "without", result.coarse), ("kbc", "with", result.keypoints)):
         beyond = int((~seen.contains(points[defined(points)])).sum())
         shown = f"target, {label} KBC" + (f" ({beyond} outside this part)" if beyond else "")
-        draw_inset(axes[f"{name} zoom"], pair.target, seen, points, numbers=True, title=shown)
+        numbers = with_confidence(result) if name == "kbc" else True
+        draw_inset(axes[f"{name} zoom"], pair.target, seen, points, numbers=numbers, title=shown)
     return axes
 
 

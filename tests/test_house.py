@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 GROUND = {"types", "geometry", "images", "errors", "files", "headers", "weights", "tensors", "progress"}
-CORE = ["config", "tuning", "cropping", "support", "layout", "probe", "localize", "verify", "pipeline"]
+CORE = ["config", "tuning", "cropping", "support", "layout", "probe", "localize", "confidence", "verify", "pipeline"]
 
 
 def imports(path: Path, inside_functions: bool = True) -> set[str]:

@@ -58,6 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source-box", metavar="X0,Y0,X1,Y1", help="where the object is in the source, pixel edges")
     parser.add_argument("--target-box", metavar="X0,Y0,X1,Y1", help="where it is in the target, when you know it")
     parser.add_argument("--no-kbc", action="store_true", help="the matcher alone, on the whole photographs")
+    parser.add_argument(
+        "--min-confidence", type=float, metavar="P", help="leave out points that are less sure (0 to 1; default: none)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - for standard output")
     parser.add_argument("--plot", metavar="FILE", help='draw the match (needs pip install "kbc[viz]")')
     parser.epilog = (
@@ -74,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
     options, settings = key_values(args.option), kbc_options(args)
     if args.no_kbc and settings:
         raise InputError(must_be("--no-kbc", "given without KBC's own options", ", ".join(sorted(settings))))
+    least = args.min_confidence
+    if least is not None and (args.no_kbc or not 0 <= least <= 1):
+        raise InputError(must_be("--min-confidence", "in [0, 1], and given without --no-kbc", least))
     if args.json and args.json != "-":
         output_file(args.json, "--json")
     if args.plot:
@@ -82,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         viz.picture_file(args.plot, "--plot")
     pair = Pair(args.source, args.target, given.points, source_box, target_box)
     result = match(pair, args.matcher, options, None if args.no_kbc else settings)
+    if least is not None and isinstance(result, MatchResult):
+        result = result.at_least(least)
     if args.plot:
         title = describe(result, args.matcher)
         full = viz.draw_answer(pair, result, title=title)["kbc"] if isinstance(result, MatchResult) else None
@@ -181,17 +189,27 @@ def table(pair: Pair, result: Match, names: Sequence[str] = ()) -> str:
         f"{'#':>{width}}          source"
         + ("          coarse" if full else "")
         + "          answer"
-        + ("  origin" if full else "")
+        + ("  sure  origin" if full else "")
     ]
     for i, (p, q) in enumerate(zip(pair.keypoints, result.keypoints, strict=True)):
         middle = _shown(result.coarse[i]) if isinstance(result, MatchResult) else ""
-        kept = f"  {result.origin[i]}" if isinstance(result, MatchResult) else ""
+        kept = f"  {sure(result, i):>4}  {result.origin[i]}" if isinstance(result, MatchResult) else ""
         lines.append(f"{labels[i]:>{width}}{_shown(p)}{middle}{_shown(q)}{kept}")
     if isinstance(result, MatchResult):
         lines.append(explained([kept for kept in MEANING if kept in result.origin]))
+        if result.confidence is not None:
+            lines.append(
+                "sure: the probability that a point lies within a tenth of the object's size of the right place"
+            )
         lines.append(f"calls {result.calls}, cost {result.cost:.1f} plain matches, "
                      f"{result.seconds.get('total', 0.0):.2f} s, localizer {result.localizer or '-'}")  # fmt: skip
     return "\n".join(lines)
+
+
+def sure(result: MatchResult, index: int) -> str:
+    """How sure a point is, "0.82"; a dash where KBC does not say."""
+    value = np.nan if result.confidence is None else result.confidence[index]
+    return "-" if np.isnan(value) else f"{value:.2f}"
 
 
 def _shown(point: np.ndarray) -> str:

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kbc.cli.match import match, origins, rows
+from kbc.cli.match import match, origins, rows, sure
 from kbc.cli.options import add_matcher_options, key_values, parse_box
 from kbc.cli.points import typed_points
 from kbc.cli.ui_guard import MAX_UPLOAD, guarded
@@ -33,7 +33,7 @@ them on the right one, with and without KBC. Needs pip install "kbc[ui]". With -
 `kbc transfer` found, the most doubtful first; needs no extra."""
 
 TITLE = "kbc: keypoints on small objects"
-COLUMNS = ["point", "source x", "source y", "coarse x", "coarse y", "KBC x", "KBC y", "origin"]
+COLUMNS = ["point", "source x", "source y", "coarse x", "coarse y", "KBC x", "KBC y", "sure", "origin"]
 
 
 MAX_PIXELS = 50_000_000
@@ -242,7 +242,12 @@ def table(pair: Pair, result: MatchResult) -> list[list[str]]:
     """The rows of the page's table; undefined coordinates are dashes."""
     values = [pair.keypoints, result.coarse, result.keypoints]
     return [
-        [str(i), *(f"{v:.1f}" if v == v else "–" for points in values for v in points[i].tolist()), result.origin[i]]
+        [
+            str(i),
+            *(f"{v:.1f}" if v == v else "–" for points in values for v in points[i].tolist()),
+            sure(result, i),
+            result.origin[i],
+        ]
         for i in range(len(pair.keypoints))
     ]
 

@@ -1,0 +1,114 @@
+"""Confidence: what counts for and against a point, whatever the matcher; and points left out by it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kbc
+from kbc.confidence import CLUES, clues, confidence
+from kbc.errors import InputError
+from kbc.tuning import TUNING
+
+GRID = np.stack(np.meshgrid(np.arange(6) * 20.0, np.arange(6) * 20.0), axis=-1).reshape(-1, 2)
+SIZE = 100.0
+
+
+def state(usable: np.ndarray | None = None) -> Any:
+    there = np.ones(len(GRID), bool) if usable is None else usable
+    return SimpleNamespace(points=GRID, usable=there, target_hw=(400, 500))
+
+
+def seen(answers: np.ndarray) -> Any:
+    return SimpleNamespace(answers=answers[:, None], share=np.ones((len(answers), 1)))
+
+
+def clue(name: str, found: np.ndarray) -> np.ndarray:
+    return found[:, CLUES.index(name)]
+
+
+def test_answers_that_agree_are_surer_than_scattered_ones() -> None:
+    answer = GRID + 50
+    rng = np.random.default_rng(0)
+    exact = clues(state(), answer, SIZE, [seen(answer)], [answer])
+    wild = clues(state(), answer, SIZE, [seen(answer + rng.normal(0, 40, GRID.shape))], [answer])
+    np.testing.assert_allclose(clue("neighbours", exact), 1)
+    np.testing.assert_allclose(clue("own", exact), 1)
+    assert clue("neighbours", wild).mean() < 0.3
+    assert confidence(exact, TUNING).min() > 0.8
+    assert confidence(exact, TUNING).mean() > confidence(wild, TUNING).mean() + 0.3
+
+
+def test_one_wrong_answer_costs_itself_more_than_its_neighbours_and_those_far_away_nothing() -> None:
+    answer = GRID + 50
+    said = answer.copy()
+    said[0] += 80
+    found = confidence(clues(state(), answer, SIZE, [seen(said)], [answer]), TUNING)
+    assert found[0] < found[1] < found[-1]
+    right = confidence(clues(state(), answer, SIZE, [seen(answer)], [answer]), TUNING)
+    assert found[-1] == pytest.approx(right[-1], abs=1e-6)
+
+
+def test_passes_that_disagree_cost_confidence_though_each_agrees_with_itself() -> None:
+    answer = GRID + 50
+    other = answer + np.array([25.0, 0.0])
+    same = confidence(clues(state(), answer, SIZE, [seen(answer)] * 2, [answer] * 2), TUNING)
+    apart = confidence(clues(state(), answer, SIZE, [seen(answer)] * 2, [answer, other]), TUNING)
+    assert (apart < same - 0.1).all()
+    alone = clues(state(), answer, SIZE, [seen(answer)], [other])
+    assert clue("spread", alone).max() == 0  # nothing to compare with
+    assert clue("alone", alone).min() == 1
+
+
+def test_units_do_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    answer = GRID + 50
+    said = answer + rng.normal(0, 8, GRID.shape)
+    found = clues(state(), answer, SIZE, [seen(said)], [answer])
+    large = SimpleNamespace(points=GRID * 3, usable=np.ones(len(GRID), bool), target_hw=(1600, 2000))
+    again = clues(large, answer * 4, SIZE * 4, [seen(said * 4)], [answer * 4])
+    np.testing.assert_allclose(found, again)
+
+
+def test_points_that_were_not_asked_have_no_say() -> None:
+    answer = GRID + 50
+    said = answer.copy()
+    said[10] += 500
+    usable = np.ones(len(GRID), bool)
+    usable[10] = False
+    found = clues(state(usable), answer, SIZE, [seen(said)], [answer])
+    others = np.delete(clue("neighbours", found), 10)
+    np.testing.assert_allclose(others, 1)
+
+
+def test_less_sure_points_are_left_out_on_request() -> None:
+    photo = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    rng = np.random.default_rng(2)
+
+    def noisy(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return np.asarray(points + rng.normal(0, 6, points.shape) * (points[:, :1] > 80))
+
+    pair = kbc.Pair(photo, photo, [[20, 20], [20, 100], [140, 20], [140, 100], [np.nan, np.nan]])
+    result = kbc.wrap(noisy).match([pair])[0]
+    assert result.confidence is not None
+    assert np.isnan(result.confidence[4])
+    middle = float(np.nanmedian(result.confidence))
+    found = result.at_least(middle)
+    sure = np.nan_to_num(result.confidence) >= middle
+    assert 0 < sure.sum() < 4
+    np.testing.assert_array_equal(found.keypoints[sure], result.keypoints[sure])
+    assert np.isnan(found.keypoints[~sure]).all()
+    np.testing.assert_array_equal(found.confidence, result.confidence)
+    np.testing.assert_array_equal(result.at_least(0.0).keypoints, result.keypoints)
+
+
+def test_what_has_no_confidence_is_not_sifted_by_it() -> None:
+    photo = np.zeros((40, 60, 3), np.uint8)
+    result = kbc.wrap(lambda s, t, p: p, passes=0).match([kbc.Pair(photo, photo, [[4, 5]])])[0]
+    with pytest.raises(InputError, match="with confidence"):
+        result.at_least(0.5)
+    with pytest.raises(InputError, match=r"in \[0, 1\]"):
+        kbc.wrap(lambda s, t, p: p).match([kbc.Pair(photo, photo, [[4, 5]])])[0].at_least(2)
