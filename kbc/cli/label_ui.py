@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kbc.cli.options import key_values
-from kbc.cli.ui_guard import Guard
+from kbc.cli.ui_guard import Guard, without_folders
 from kbc.data.records import explain
 from kbc.errors import InputError, KBCError, must_be
 from kbc.images import load_image, require_cv2
@@ -123,7 +123,7 @@ class Again:
         try:
             work()
         except KBCError as error:
-            self.error = str(error)
+            self.error = without_folders(str(error))
 
     def progress(self, done: int, total: int) -> None:
         """Called by the work."""
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             work()
         except KBCError as error:
-            self._error(400, str(error))
+            self._error(400, without_folders(str(error)))
 
     def _refused(self) -> bool:
         """Whether the request is none of this page's; then it is answered."""

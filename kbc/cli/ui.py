@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import secrets
 import signal
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 from kbc.cli.match import match, origins, rows, sure
 from kbc.cli.options import add_matcher_options, key_values, parse_box
 from kbc.cli.points import typed_points
-from kbc.cli.ui_guard import MAX_UPLOAD, guarded
+from kbc.cli.ui_guard import MAX_UPLOAD, guarded, without_folders
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
 from kbc.files import read_bytes, write_json
@@ -40,8 +39,6 @@ MAX_PIXELS = 50_000_000
 """Of an image, before it is decoded: three bytes each, and several times that while it is matched. Our choice."""
 KEPT_FILES = 40
 """Pictures and results of the last matches and examples that are kept for download."""
-
-_FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/'\"]+)+[\\/](?=[^\s\\/'\"])")
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,7 @@ def build(server: Server) -> Any:
             try:
                 view = answer(server, *values)
             except KBCError as error:
-                raise gr.Error(_FOLDERS.sub("", str(error)), print_exception=False) from error
+                raise gr.Error(without_folders(str(error)), print_exception=False) from error
             return (
                 view.summary,
                 view.picture,

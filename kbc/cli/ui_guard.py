@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -10,6 +11,8 @@ from urllib.parse import urlsplit
 
 MAX_UPLOAD = 30_000_000
 """Bytes of one request, and of one file. Our choice: a photograph of 50 megapixels takes about 20."""
+
+_FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/'\"]+)+[\\/](?=[^\s\\/'\"])")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -90,3 +93,8 @@ def guarded(host: str) -> list[Any]:
     from starlette.middleware import Middleware
 
     return [Middleware(Guard, host=host)]
+
+
+def without_folders(text: str) -> str:
+    """A message that names files without the folders that they lie in: a page tells nobody how a disk is laid out."""
+    return _FOLDERS.sub("", text)

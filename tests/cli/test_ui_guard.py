@@ -23,7 +23,7 @@ import pytest
 
 from kbc.cli import ui
 from kbc.cli.ui import KEPT_FILES, Server, answer, draw_example
-from kbc.cli.ui_guard import MAX_UPLOAD, Guard
+from kbc.cli.ui_guard import MAX_UPLOAD, Guard, without_folders
 from kbc.errors import InputError
 
 
@@ -101,7 +101,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) ->
     ],
 )
 def test_messages_name_files_without_their_folders(text: str, shown: str) -> None:
-    assert ui._FOLDERS.sub("", text) == shown
+    assert without_folders(text) == shown
 
 
 def test_old_pictures_go(tmp_path: Path) -> None:

@@ -135,6 +135,15 @@ def test_what_is_not_the_pages_own_is_refused(
     assert (folder / "keypoints.json").read_bytes() == before
 
 
+def test_no_answer_says_where_the_pictures_lie(server: LabelServer, folder: Path) -> None:
+    (folder / "1.png").write_bytes(b"broken")
+    status, text = ask(server, "/image/2")
+    assert status == 400
+    assert "1.png" in text.decode()
+    assert str(folder) not in text.decode()
+    assert server.server_address[0] == "127.0.0.1"
+
+
 def test_what_is_wrong_is_said_before_the_page_opens(
     folder: Path, server: LabelServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
