@@ -167,15 +167,15 @@ def agreed(
         area: of the part of the target that each searched, pixels squared; 0 where it was cut around the object.
         tuning: the constants.
     """
-    new = [i for i, one in enumerate(seen) if one.transforms is None]
-    if not any(area):  # much less to look through than on the whole target
-        tuning = replace(tuning, proposals=tuning.window_proposals)
-    if new:
-        source, answers, share = stacked_answers([states[i] for i in new], [[seen[i]] for i in new])
-        areas = torch.tensor([area[i] for i in new], dtype=source.dtype)
-        found = layout.propose(source, answers[:, :, 0], share[:, :, 0], areas, tuning=tuning)
-        for row, i in enumerate(new):
-            seen[i].transforms = found[row : row + 1]
+    for cut, count in ((False, tuning.proposals), (True, tuning.window_proposals)):
+        new = [i for i, one in enumerate(seen) if one.transforms is None and cut == (area[i] == 0)]
+        if new:
+            source, answers, share = stacked_answers([states[i] for i in new], [[seen[i]] for i in new])
+            areas = torch.tensor([area[i] for i in new], dtype=source.dtype)
+            part = replace(tuning, proposals=count)
+            found = layout.propose(source, answers[:, :, 0], share[:, :, 0], areas, tuning=part)
+            for row, i in enumerate(new):
+                seen[i].transforms = found[row : row + 1]
     return layout.joined([one.transforms for one in seen if one.transforms is not None])
 
 
