@@ -248,7 +248,7 @@ def distinct(boxes: Sequence[Box], scores: Sequence[float], most: int, iou: floa
     >>> distinct([Box(0, 0, 10, 10), Box(1, 0, 11, 10), Box(20, 0, 30, 10)], [0.5, 0.9, 0.1], 5, iou=0.3)
     [1, 2]
     """
-    edges = np.array([box.xyxy for box in boxes]).reshape(-1, 4)
+    edges = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
     left = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     found: list[int] = []
     while len(left) and len(found) < most:
