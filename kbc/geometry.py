@@ -289,7 +289,8 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.box.area <= 0 or any(edge != int(edge) or edge < 0 for edge in self.box.xyxy):
-            raise InputError(must_be("box", "at whole, non-negative pixel edges and not empty", self.box.xyxy))
+            expected = "at whole, non-negative pixel edges and not empty"
+            raise InputError(must_be("box", expected, self.box.xyxy, "Window.fit rounds any box to one"))
         if min(self.size_hw) < 1:
             raise InputError(must_be("size_hw", "at least 1×1", self.size_hw))
 
