@@ -30,8 +30,12 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-def run_page(page: Path) -> str:
-    """Run the page's blocks in the working directory; what they printed."""
+def run_page(page: Path, in_shell: bool = False) -> str:
+    """Run the page's blocks in the working directory; what they printed.
+
+    Args:
+        in_shell: `kbc …` too runs in a shell, as the command that is installed beside this Python.
+    """
     namespace: dict[str, object] = {"__name__": "page"}
     everything, printed = "", ""
     for language, text in blocks(page):
@@ -39,7 +43,7 @@ def run_page(page: Path) -> str:
         if language == "output":
             _assert_printed(text, printed, page)
         elif language in ("python", "bash"):
-            printed = _python(text, namespace, page) if language == "python" else _shell(text, page)
+            printed = _python(text, namespace, page) if language == "python" else _shell(text, page, in_shell)
             everything += printed
     return everything
 
@@ -58,13 +62,13 @@ def _python(text: str, namespace: dict[str, object], page: Path) -> str:
     return printed
 
 
-def _shell(text: str, page: Path) -> str:
+def _shell(text: str, page: Path, in_shell: bool) -> str:
     printed = ""
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        command = line.partition("  #")[0].strip()
+        command = re.split(r"\s{2,}#", line)[0].strip()
         if not command:
             continue
-        if command.startswith("kbc "):
+        if command.startswith("kbc ") and not in_shell:
             out, said = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
                 code = cli.main(shlex.split(command)[1:])
@@ -73,10 +77,10 @@ def _shell(text: str, page: Path) -> str:
             printed += out.getvalue() + said.getvalue()
         else:
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-            root = os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])
+            root = "" if in_shell else os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])
             done = subprocess.run(
                 command, shell=True, text=True, capture_output=True, check=False,
-                env={**os.environ, "PATH": path, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "PATH": path, "PYTHONPATH": root, "COLUMNS": "80", "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
             assert done.returncode == 0, f"{page.name}: {command}\n{done.stdout}{done.stderr}"
             printed += done.stdout + done.stderr

@@ -46,6 +46,12 @@ def data_sets() -> None:
     layouts.coco(Path("my_photos"), pairs=False)
 
 
+def to_train() -> None:
+    """Photographs, and annotated ones with an ImageNet file."""
+    photographs()
+    data_sets()
+
+
 PAGES: dict[str, Callable[[], None]] = {
     "getting_started.md": empty,
     "how_to/wrap.md": empty,
@@ -56,7 +62,7 @@ PAGES: dict[str, Callable[[], None]] = {
     "how_to/confidence.md": empty,
     "how_to/workers.md": photographs,
     "how_to/many.md": data_sets,
-    "how_to/train.md": photographs,
+    "how_to/train.md": to_train,
 }
 QUICK = {"getting_started.md", "how_to/wrap.md", "how_to/bad_data.md"}
 ELSEWHERE = {"how_to/adapters.md"}

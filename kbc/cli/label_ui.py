@@ -82,7 +82,7 @@ class LabelServer(ThreadingHTTPServer):
             except (OSError, OverflowError) as error:
                 failed = error
         else:
-            raise InputError(must_be("--port", f"free on {host}", str(failed)))
+            raise InputError(must_be("--port", f"free on {host}", str(failed), "name another one"))
         self.url = f"http://{host}:{self.server_address[1]}"
 
     def transfer_again(self) -> None:

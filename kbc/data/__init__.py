@@ -39,6 +39,12 @@ def open_dataset(kind: str, root: str | Path | None = None, **options: Any) -> D
     Raises:
         InputError: an unknown kind or option (the nearest known one is named), or no root.
         DataError: the folder does not hold such a data set.
+
+    >>> dataset = open_dataset("scenes", count=2)
+    >>> dataset
+    Dataset('scenes', 2 pairs of 4 images)
+    >>> dataset[0]
+    PairRecord('0', 'plant', source → target, 9 points)
     """
     if kind not in KINDS:
         raise InputError(must_be("kind", "a known kind of data set", repr(kind), nearest(kind, KINDS)))

@@ -75,6 +75,11 @@ class PairRecord:
             object.__setattr__(self, name, points)
             refuse_relative(points, name)
 
+    def __repr__(self) -> str:
+        points = counted(int(defined(self.keypoints).sum()), "point")
+        kind = f", {self.category!r}" if self.category else ""
+        return f"PairRecord({self.id!r}{kind}, {self.source_path.name} → {self.target_path.name}, {points})"
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Points that were pickled or copied are read-only again."""
         self.__dict__.update(state)
@@ -152,6 +157,10 @@ class Dataset(Sequence[PairRecord]):
         self.records = tuple(records)
         self.problems = tuple(problems)
         self.image = ImageCache(open_image, cache_bytes)
+
+    def __repr__(self) -> str:
+        wrong = f", {counted(len(self.problems))}" if self.problems else ""
+        return f"Dataset({self.name!r}, {counted(len(self), 'pair')} of {counted(len(self.images()), 'image')}{wrong})"
 
     def __len__(self) -> int:
         return len(self.records)

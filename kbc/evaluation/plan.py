@@ -103,7 +103,8 @@ class Plan:
         datasets = [source.open() for source in self.sources]
         names = [dataset.name for dataset in datasets]
         if len(set(names)) < len(names):
-            raise InputError(must_be("data", "data sets of different names", names))
+            hint = "a set is named after its folder: rename one, or measure them apart"
+            raise InputError(must_be("data", "data sets of different names", names, hint))
         return datasets
 
     def baselines(self) -> dict[str, str]:

@@ -289,7 +289,9 @@ def execute_torchrun(
     """
     ranks = torchrun_rank()
     if ranks is None:
-        raise InputError(must_be("environment", "torchrun's, with RANK and WORLD_SIZE", "neither"))
+        raise InputError(
+            must_be("environment", "torchrun's, with RANK and WORLD_SIZE", "neither", "start it with torchrun")
+        )
     from torch import distributed
 
     rank, world = ranks

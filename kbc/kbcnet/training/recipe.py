@@ -159,4 +159,5 @@ def _change(values: Any, field: str, value: Any) -> None:
             values = values[int(key)] if isinstance(values, list) else values.setdefault(key, {})
         values[int(last) if isinstance(values, list) else last] = value
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise InputError(must_be("set", "field=value with a field of the recipe", repr(field))) from error
+        hint = "a list's entries are counted from 0: data.0.views.size=128"
+        raise InputError(must_be("set", "field=value with a field of the recipe", repr(field), hint)) from error

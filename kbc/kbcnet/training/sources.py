@@ -135,7 +135,8 @@ class PhotoSource:
         most: dict[str, int] = {}
         for name in data.sets:
             if name not in split:
-                raise InputError(must_be("sets", f"some of {', '.join(split)}", repr(name)))
+                hint = "for pictures of your own write a split of yours and name it, data.0.split=folder/split.json"
+                raise InputError(must_be("sets", f"some of those in the split: {', '.join(split)}", repr(name), hint))
             dataset = open_coco(root / name)
             base = root.resolve() / name
             records, held_out = (
@@ -143,7 +144,8 @@ class PhotoSource:
                 for chosen in (set(split[name].get(part, ())) for part in ("train", "test"))
             )
             if not records:
-                raise DataError(f"{name}: the training part of the split holds no pair of {root / name}")
+                hint = "both pictures of a pair must be in it, named as in annotations.json"
+                raise DataError(must_be("split", f"with training pairs of {root / name}", "none", hint))
             self.by_set.append(records)
             self.held_out.append(held_out)
             self.load.append(dataset.image)
@@ -203,7 +205,8 @@ def expanded(text: str, environment: dict[str, str]) -> str:
         InputError: it has none.
     """
     if "$KBC_DATA" in text and "KBC_DATA" not in environment:
-        raise InputError(must_be("KBC_DATA", "set to the folder that holds data/ and weights/", "nothing"))
+        hint = f"it is in {text!r} of the recipe: set the variable, or --set that field; kbcnet-tiny needs no data"
+        raise InputError(must_be("KBC_DATA", "set to the folder that holds data/ and weights/", "nothing", hint))
     return text.replace("$KBC_DATA", environment.get("KBC_DATA", ""))
 
 

@@ -126,7 +126,8 @@ class _Processes:
 def run(recipe: Recipe, options: Options, environment: dict[str, str], world: World) -> Path:
     """`train` as one of the processes."""
     if recipe.batch % world.size:
-        raise InputError(must_be("batch", f"a multiple of the {world.size} processes", recipe.batch))
+        hint = f"for instance --set batch={world.size * max(1, recipe.batch // world.size)}"
+        raise InputError(must_be("batch", f"a multiple of the {world.size} processes", recipe.batch, hint))
     network = initial_network(recipe, environment).to(world.device)
     mixture = Mixture(recipe, environment)
     objective = Objective(network, recipe, len(mixture.names), options.compile).to(world.device)
