@@ -91,7 +91,7 @@ class PairState:
     @cached_property
     def framing(self) -> npt.NDArray[np.bool_]:
         """(S,) the points whose box is the object's: the known keypoints, or all where those are too few to tell."""
-        few = int(self.known.sum()) < self.min_points_for_extent and self.pair.source_box is None
+        few = int(self.known.sum()) < self.min_points_for_extent
         return self.usable & (few | (np.arange(len(self.points)) < len(self.known)))
 
     def box_of(self, points: Points) -> Box | None:

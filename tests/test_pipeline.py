@@ -83,6 +83,17 @@ def test_tensors_and_floats_are_accepted() -> None:
         assert np.abs(answer - truth(SMALL)).max() <= 0.05
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_points_and_the_box_of_their_object_are_matched_in_a_window(count: int) -> None:
+    points = SMALL[:count]
+    result = kbc.wrap(Oracle(WARP)).match([oracle_pair(points, source_box=(50, 55, 100, 105))])[0]
+    assert result.origin == ("fine",) * count
+    assert error(result, points) <= 0.05
+    assert result.target_window is not None
+    inside = result.target_window.box.contains(truth(np.array([[50.0, 55.0], [99.0, 104.0]])))
+    assert inside.all()  # all of the object, not the points alone
+
+
 def test_a_batch_equals_pair_by_pair() -> None:
     rng = np.random.default_rng(5)
     pairs = []

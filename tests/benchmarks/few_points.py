@@ -72,9 +72,9 @@ def markdown(tables: dict[str, Hits], command: str) -> str:
         "Per cent of points within 0.1 of the longer side of the box of all true keypoints, mean over pairs; in "
         "brackets the share of pairs more than 10 points below no KBC.",
         "",
-        "Fewer than four points do not show how large their object is, nor do they make a layout. `kbc` asks about "
-        "nine more, a 3×3 grid over `source_box` or, without it, over a square around the points (a quarter of the "
-        "image, or half as long again as they lie apart), and gives back only what was asked for.",
+        "Fewer than four points do not show how large their object is. The support points then lie over `source_box` "
+        "or, without it, over a square around the points (a quarter of the image, or half as long again as they lie "
+        "apart), and these show it.",
         "",
     ]
     for count in COUNTS:
