@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ from kbc.errors import InputError, counted, must_be
 from kbc.files import output_file, write_json, written_whole
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
-from kbc.labelling.job import label_pictures
-from kbc.labelling.labels import label_picture
+from kbc.labelling.job import Workers, label_pictures
+from kbc.labelling.labels import Exemplar, label_picture
 from kbc.labelling.output import coco, image_base, table
 from kbc.labelling.pipeline import ASK
 from kbc.labelling.review import review_page
@@ -69,6 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--min-confidence", type=float, default=0.0, metavar="P", help="leave out less sure points (default 0: none)"
     )
+    how.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="processes at work, each with a matcher of its own"
+    )
     add_matcher_options(parser)
     add_kbc_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
@@ -77,13 +82,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Transfer, and say what came of it; 1 when no picture could be done."""
-    from kbc import load_matcher, wrap
-
     out, kind = _output(args)
     review = None if args.review is None else output_file(args.review, "--review")
     labels = _labels(args)
     images = _pictures(args, labels)
-    for option, value in (("--instances", args.instances), ("--exemplars", args.exemplars)):
+    for option, value in (("--instances", args.instances), ("--exemplars", args.exemplars), ("--jobs", args.jobs)):
         if value < 1:
             raise InputError(must_be(option, "at least 1", value))
     boxes = read_detections(Path(args.boxes), images, labels) if args.boxes else None
@@ -92,8 +95,9 @@ def run(args: argparse.Namespace) -> int:
     if kind in ("dlc", "slp", "labelstudio"):
         refuse_what_cannot_be_held(kind, labels, args.instances > 1 or boxes is not None)
     options, config = key_values(args.option), kbc_options(args)
-    matcher = wrap(load_matcher(args.matcher, **options), **config)
-    labeller = Labeller(labels.exemplars, matcher, args.instances, args.exemplars, args.min_confidence)
+    numbers = (args.instances, args.exemplars, args.min_confidence)
+    build = partial(build_labeller, labels.exemplars, args.matcher, options, config, numbers)
+    labeller = build() if args.jobs == 1 else Workers(args.jobs, build)
     made_by = {"matcher": args.matcher, "options": options, "config": config}
     provenance = _provenance(args, made_by, labels)
 
@@ -121,6 +125,19 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(_summary(results, labels, out))
     return 1 if len(failed) == len(results) else 0
+
+
+def build_labeller(
+    exemplars: Sequence[Exemplar],
+    matcher: str,
+    options: Mapping[str, Any],
+    config: Mapping[str, Any],
+    numbers: tuple[int, int, float],
+) -> Labeller:
+    """The labeller of a command; `numbers` are its instances, exemplars asked, and least confidence."""
+    from kbc import load_matcher, wrap
+
+    return Labeller(exemplars, wrap(load_matcher(matcher, **options), **config), *numbers)
 
 
 def _output(args: argparse.Namespace) -> tuple[Path, str]:

@@ -4,23 +4,64 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kbc import __version__
 from kbc.errors import DataError, InputError, must_be
 from kbc.evaluation.outcomes import points, rows
 from kbc.files import LineFile, file_digest, output_file, read_bytes
 from kbc.geometry import Box
-from kbc.images import image_hw, load_image
+from kbc.images import image_hw, load_image, require_cv2
 from kbc.labelling.detections import Detection
 from kbc.labelling.labels import Labels
 from kbc.labelling.pipeline import FoundObject, Labeller, Transferred
 
 Boxes = Mapping[Path, Sequence[Detection]]
+Task = tuple[Path, Sequence[Detection] | None]
+"""A picture, and its boxes where a detector gave some."""
+Ask = Callable[[Sequence[Task]], Iterator[Transferred]]
+
+
+class Workers:
+    """Several processes that ask about pictures, each with a matcher of its own and one thread.
+
+    Args:
+        jobs: how many.
+        build: makes the labeller, here and in each of them; a function of a module, or `functools.partial` of one.
+    """
+
+    def __init__(self, jobs: int, build: Callable[[], Labeller]) -> None:
+        self.jobs, self.build, self.labeller = jobs, build, build()
+
+    def __call__(self, tasks: Sequence[Task]) -> Iterator[Transferred]:
+        """What comes of each picture, in order."""
+        if not tasks:
+            return
+        context = multiprocessing.get_context("spawn")  # a fork would copy the threads of torch and OpenCV
+        with context.Pool(min(self.jobs, len(tasks)), _begin, (self.build,)) as pool:
+            yield from pool.imap(_work, tasks)
+
+
+_labeller: Labeller | None = None
+
+
+def _begin(build: Callable[[], Labeller]) -> None:
+    global _labeller
+    torch.set_num_threads(1)
+    require_cv2().setNumThreads(1)
+    _labeller = build()
+
+
+def _work(task: Task) -> Transferred:
+    assert _labeller is not None
+    return _labeller(*task)
 
 
 def journal_path(out: Path) -> Path:
@@ -29,7 +70,7 @@ def journal_path(out: Path) -> Path:
 
 
 def label_pictures(
-    labeller: Labeller,
+    labeller: Labeller | Workers,
     labels: Labels,
     images: Sequence[Path],
     out: Path,
@@ -45,7 +86,7 @@ def label_pictures(
     the next picture is begun, so that a kill costs one picture. What is written does not depend on interruptions.
 
     Args:
-        labeller: made of `labels.exemplars`.
+        labeller: made of `labels.exemplars`; or several processes with one each.
         images: each once.
         out: the output; the journal lies beside it and goes when `write` is done.
         write: writes the output.
@@ -60,21 +101,26 @@ def label_pictures(
     """
     output_file(out, "--out")
     journal = journal_path(out)
+    own = labeller.labeller if isinstance(labeller, Workers) else labeller
+    ask: Ask = labeller if isinstance(labeller, Workers) else partial(map, lambda task: own(*task))
     with LineFile(journal, alone=True) as file:
-        done = _take_up(file, journal, _identity(labels, labeller, settings or {}), boxes)
+        done = _take_up(file, journal, _identity(labels, own, settings or {}), boxes)
         results: list[Transferred] = []
+        stamps = {image: _stamp(image, boxes) for image in images if image not in labels.labelled}
+        held = {image: done.get(str(image)) for image in stamps}
+        new = {image for image, line in held.items() if line is None or line["stamp"] != stamps[image]}
+        tasks = [(image, None if boxes is None else boxes.get(image, ())) for image in images if image in new]
+        answers = ask(tasks)
         for image in images:
-            stamp = _stamp(image, boxes)
-            line = done.get(str(image))
             if image in labels.labelled:
                 results.append(_size_only(image))
                 continue
-            fresh = line is None or line["stamp"] != stamp
+            fresh, line = image in new, held[image]
             if fresh:
-                line = _line(labeller(image, None if boxes is None else boxes.get(image, ())), stamp)
+                line = _line(next(answers), stamps[image])
                 file.write(_json(line))
             assert line is not None
-            results.append(_from_line(line, image, labeller))
+            results.append(_from_line(line, image, own))
             if fresh and progress is not None:
                 progress(len(results), len(images))
         write(results)

@@ -196,6 +196,17 @@ def test_killed_at_ten_moments_the_output_is_the_same(folder: Path) -> None:
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
+def test_several_processes_write_the_same_bytes(folder: Path) -> None:
+    (folder / "4.png").write_bytes(b"broken")
+    alone, together = folder / "alone.json", folder / "together.json"
+    given = ["transfer", str(folder / "labels.json"), "--quiet", "--out"]
+    assert main([*given, str(alone)]) == 0
+    assert main([*given, str(together), "--jobs", "2"]) == 0
+    assert together.read_bytes() == alone.read_bytes()
+    assert not journal_path(together).exists()
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -209,6 +220,7 @@ def test_killed_at_ten_moments_the_output_is_the_same(folder: Path) -> None:
         (["{}/0.png", "{}", "--points", "1,2", "--out", "{}/k.json"], "name=x,y"),
         (["{}/labels.json", "--out", "{}/k.json", "--min-confidence", "2"], "min_confidence"),
         (["{}/labels.json", "--out", "{}/k.json", "--exemplars", "0"], "--exemplars"),
+        (["{}/labels.json", "--out", "{}/k.json", "--jobs", "0"], "--jobs"),
         (["{}/labels.json", "--out", "{}/k.json", "--set", "passes=0"], "how sure"),
     ],
 )
