@@ -56,6 +56,19 @@ def test_labels_that_cannot_be_joined_by_name_are_refused(tmp_path: Path, change
         read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, **change))
 
 
+def test_labels_with_placeholders_at_the_origin_are_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})
+    data = json.loads(path.read_text())
+    data["annotations"][0]["keypoints"][:3] = [0, 0, 2]
+    path.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=r"1 visible point at \(0, 0\) in 1 annotation \(first: id 1\)"):
+        read_labels(path)
+    data["annotations"][0]["keypoints"][2] = 0
+    path.write_text(json.dumps(data))
+    assert np.isnan(read_labels(path).exemplars[0].keypoints[0]).all()
+
+
 def test_labels_without_a_label_or_a_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="labelled picture"):
         read_labels(write_labels(tmp_path / "labels.json", {}, ("0.png",)))
