@@ -1,8 +1,8 @@
 """A run of SPair-71k's size through `kbc eval`: pairs a second, memory over time, and a kill in the middle.
 
-    python tests/benchmarks/spair_sized.py draw /tmp/spair-sized          # 1,800 drawn images, 12,234 pairs
-    python tests/benchmarks/spair_sized.py run /tmp/spair-sized --out runs/spair-sized
-    python tests/benchmarks/spair_sized.py run /tmp/spair-sized --out runs/spair-killed --kill 0.5
+    python tests/benchmarks/spair_sized.py draw spair-sized               # 1,800 drawn images, 12,234 pairs
+    python tests/benchmarks/spair_sized.py run spair-sized --out runs/spair-sized
+    python tests/benchmarks/spair_sized.py run spair-sized --out runs/spair-killed --kill 0.5
     python tests/benchmarks/spair_sized.py same runs/spair-sized runs/spair-killed
 
 With caches so small that they are soon full, whether memory stays flat: `run … --matcher spair_sized:small_cache
