@@ -198,9 +198,7 @@ def table(pair: Pair, result: Match, names: Sequence[str] = ()) -> str:
     if isinstance(result, MatchResult):
         lines.append(explained([kept for kept in MEANING if kept in result.origin]))
         if result.confidence is not None:
-            lines.append(
-                "sure: the probability that a point lies within a tenth of the object's size of the right place"
-            )
+            lines.append("sure: how likely a point lies within a tenth of the object's size of its place")
         lines.append(f"calls {result.calls}, cost {result.cost:.1f} plain matches, "
                      f"{result.seconds.get('total', 0.0):.2f} s, localizer {result.localizer or '-'}")  # fmt: skip
     return "\n".join(lines)
