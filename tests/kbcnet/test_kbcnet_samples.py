@@ -191,7 +191,7 @@ def test_a_set_that_the_split_or_the_disk_lacks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="blobs"):
         PhotoSource(PhotosData.model_validate(values | {"sets": ("other",)}), {})
     (tmp_path / "split.json").write_text(json.dumps({"blobs": {"train": [], "test": []}}))
-    with pytest.raises(DataError, match="with training pairs of .*named as in annotations.json"):
+    with pytest.raises(DataError, match="with training pairs of"):
         PhotoSource(PhotosData.model_validate(values), {})
     with pytest.raises(DataError, match="split"):
         read_split(str(tmp_path / "none.json"))
