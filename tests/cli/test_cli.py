@@ -602,7 +602,9 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     )
     assert process.stderr is not None
     try:
-        assert process.stderr.read(1)  # the first matcher is through
+        for line in process.stderr:
+            if line.startswith("hog"):  # the first matcher is through; while modules load, Python can lose an interrupt
+                break
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
     finally:
