@@ -78,7 +78,7 @@ COMMANDS = {
             "kbc transfer labels.json photos --out keypoints.json",
             'kbc transfer a.jpg photos --points "nose=120,80 tail=134,92" --out keypoints.csv',
             "kbc transfer labels.json photos --boxes detections.json --min-confidence 0.5 --out keypoints.json",
-            "kbc transfer labels.json 'photos/**/*.jpg' --instances 5 --matcher resnet18 --out keypoints.json",
+            "kbc transfer labels.json 'photos/**/*.jpg' --instances 5 --matcher kbcnet --out keypoints.json",
         ),
     ),
     "matchers": Command(
