@@ -35,8 +35,8 @@ def test_right_answers_stay_right(name: str, label: str) -> None:
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("label", CASES)
 @pytest.mark.parametrize("name", ["hog", "function", "resnet18", "kbcnet"])
-def test_right_answers_stay_right_in_200_scenes(name: str, label: str, budget: str, kbc_data: Path) -> None:
+def test_right_answers_stay_right_in_ten_scenes(name: str, label: str, budget: str, kbc_data: Path) -> None:
     if (name, label) == ("kbcnet", "mirrored"):
         pytest.xfail("measured in examples/results/robustness.md: KBCNet is right on mirror images where KBC is not")
     weights = kbc_data / "weights" / "resnet18-imagenet-to-layer3.pth"
-    assert moved(name, label, budget, range(200), weights) == []
+    assert moved(name, label, budget, range(10), weights) == []
