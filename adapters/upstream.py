@@ -23,7 +23,7 @@ from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
 from kbc.files import as_path
 from kbc.geometry import Points, cell_centres, defined
 from kbc.images import Image
-from kbc.tensors import imagenet_normalised
+from kbc.tensors import network_input
 from kbc.types import Match, Pair
 from kbc.weights import load_weights
 
@@ -205,7 +205,7 @@ class UpstreamMatcher:
 
 def normalised(image: Image, device: torch.device) -> Tensor:
     """(H, W, 3) uint8 → (3, H, W) float32 with ImageNet's mean and deviation, on the device."""
-    return imagenet_normalised(torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1).float().div(255))
+    return network_input([image], True, device)[0]
 
 
 def pillow_resize(image: Image, size_hw: tuple[int, int]) -> Image:
