@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import http.server
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests.browsers import chromium
+
 ROOT = Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
 
 pytestmark = pytest.mark.slow
@@ -64,11 +64,8 @@ def test_every_parameter_and_command_is_on_the_site(site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as (browser, options):
+        opened = browser.launch(**options)
         yield opened
         opened.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +19,7 @@ from kbc.cli.points import typed_points
 from kbc.cli.ui import COLUMNS, Server, answer, build, draw_example, launch_options
 from kbc.data.scenes.render import ScenePair, scene_pair
 from kbc.errors import InputError, MissingDependencyError
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+from tests.browsers import new_page
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +110,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            str(tmp_path / "profile"), executable_path=CHROMIUM, headless=True, args=FLAGS,
-            viewport={"width": 1300, "height": 1250},
-        )  # fmt: skip
-        yield context.new_page()
-        context.close()
+    with new_page(tmp_path / "profile", 1300, 1250) as page:
+        yield page
 
 
 def text_of(page: Any, name: str) -> str:

@@ -22,10 +22,7 @@ from kbc.cli.label_ui import MAX_BODY, LabelServer
 from kbc.labelling import Labeller, Transferred, read_labels
 from kbc.labelling.editing import LabelFile
 from kbc.labelling.output import coco
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
+from tests.browsers import new_page
 
 
 def load(**options: Any) -> Any:
@@ -164,16 +161,8 @@ def test_what_is_wrong_is_said_before_the_page_opens(
 
 @pytest.fixture
 def page(server: LabelServer, tmp_path: Path) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            str(tmp_path / "profile"), executable_path=CHROMIUM, headless=True, args=FLAGS,
-            viewport={"width": 1300, "height": 800},
-        )  # fmt: skip
-        opened = context.new_page()
-        faults: list[str] = []
+    faults: list[str] = []
+    with new_page(tmp_path / "profile", 1300, 800) as opened:
         opened.on("pageerror", lambda error: faults.append(str(error)))
         refused = "the server responded with a status of 400"  # which the page says itself
         opened.on("console", lambda m: faults.append(m.text) if m.type == "error" and refused not in m.text else None)
@@ -181,8 +170,7 @@ def page(server: LabelServer, tmp_path: Path) -> Iterator[Any]:
         opened.goto(server.url)
         opened.wait_for_selector("#list li.here")
         yield opened
-        context.close()
-        assert faults == []
+    assert faults == []
 
 
 def screen(page: Any, point: np.ndarray) -> tuple[float, float]:
