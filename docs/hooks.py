@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from kbc.cli import COMMANDS, command_parser
+from kbc.cli import COMMANDS, EXIT_CODES, command_parser
 from kbc.config import KBCConfig
 
 ROOT = Path(__file__).parent.parent
@@ -32,11 +33,10 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in `<!-- commands -->` and `<!-- parameters -->`, and turn the links of the repository into the site's."""
-    if "<!-- commands -->" in markdown:
-        markdown = markdown.replace("<!-- commands -->", commands())
-    if "<!-- parameters -->" in markdown:
-        markdown = markdown.replace("<!-- parameters -->", parameters())
+    """Fill in what the code says, `<!-- commands -->` and its like, and turn the repository's links into the site's."""
+    for name, write in FILLED.items():
+        if f"<!-- {name} -->" in markdown:
+            markdown = markdown.replace(f"<!-- {name} -->", write())
     if page.file.src_uri.startswith("examples/"):
         markdown = re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown)
         return re.sub(r"\[([^]\n]*)\]\((?:\.\./)+adapters/[^)\s]*\)", r"\1", markdown)  # the code is not on the site
@@ -63,6 +63,18 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     return "\n\n".join([parts[0], source, *parts[1:]]) + "\n", pictures
 
 
+def overview() -> str:
+    """The table of commands."""
+    rows = [f"| [`kbc {name}`](#kbc-{name}) | {command.summary} |" for name, command in COMMANDS.items()]
+    return "\n".join(["| command | what it does |", "|---|---|", *rows])
+
+
+def exit_codes() -> str:
+    """The table of exit codes."""
+    rows = [f"| {code} | {meaning.replace('|', chr(92) + '|')} |" for code, meaning in EXIT_CODES.items()]
+    return "\n".join(["| code | meaning |", "|---|---|", *rows])
+
+
 def commands() -> str:
     """A section for each command: what its --help prints."""
     helps = ((name, command_parser(name, command.load()).format_help()) for name, command in COMMANDS.items())
@@ -87,3 +99,11 @@ def _values(field: dict[str, Any]) -> str:
     bounds = (f"{'above' if 'exclusiveMinimum' in field else 'from'} {low:g}" if low is not None else "",
               f"to {high:g}" if high is not None else "")  # fmt: skip
     return " ".join([field["type"], *filter(None, bounds)])
+
+
+FILLED: dict[str, Callable[[], str]] = {
+    "overview": overview,
+    "exit codes": exit_codes,
+    "commands": commands,
+    "parameters": parameters,
+}

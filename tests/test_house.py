@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,19 @@ def test_there_is_no_import_cycle() -> None:
 
     for name in sorted(arrows):
         visit(name, ())
+
+
+def test_the_map_of_contributing_has_every_module_and_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+) \|", text.partition("## What to run")[0], flags=re.MULTILINE)
+    named = set(re.findall(r"[\w.]+", " ".join(rows).replace("/", " ").replace(".py", "")))
+    there = {path.stem for path in (ROOT / "kbc").iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"}
+    assert there - {"__init__", "__main__"} <= named
+
+
+def test_what_contributing_names_is_there() -> None:
+    named = re.findall(r"`(\w+)\.([\w.]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    inside = [(name, rest) for name, rest in named if f"kbc.{name}" in FILES and rest != "py"]
+    assert len(inside) > 5
+    for name, rest in inside:
+        reduce(getattr, rest.split("."), import_module(f"kbc.{name}"))
