@@ -1,4 +1,4 @@
-"""Find the object in the target: boxes for it, likeliest first, by several strategies (`LOCALIZERS`; "best" by default).
+"""Find the object in the target: boxes for it, likeliest first, by several strategies, "best" by default.
 
 `pipeline` puts a window around each by the rule (`cropping.window_around`).
 All but `given` and `predicted` ask what most answers, the support points' included, agree on (`layout.propose`).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,10 @@ about half a minute on two cores."""
 AUTO = "auto"
 SHOWN = 5
 VARIATION = 0.3
+SECONDS_A_PAIR = {"hog": 0.3, "kbcnet": 2.5}
+"""At `fast`, on two idle cores (`time kbc demo`)."""
+SECONDS_BESIDE = 6
+"""Loading, drawing the scenes, drawing demo.png."""
 PROTOCOL = Protocol(alphas=(0.05, 0.1, 0.15), threshold="bbox")
 
 Progress = Callable[[int, int], None]
@@ -102,8 +107,17 @@ def plan(pairs: int, chosen: Sequence[tuple[str, dict[str, Any]]], config: KBCCo
     cost = f"{COST[config.budget]:g} times the matcher alone"
     return (
         f"drawing {counted(pairs, 'pair')} and matching them with {names}, without KBC and with it at budget "
-        f"{config.budget!r} (at most {cost})"
+        f"{config.budget!r} (at most {cost}){_duration(pairs, [name for name, _ in chosen], config)}"
     )
+
+
+def _duration(pairs: int, names: Sequence[str], config: KBCConfig) -> str:
+    if not all(name in SECONDS_A_PAIR for name in names):
+        return ""
+    dearer = COST[config.budget] / COST["fast"]
+    seconds = SECONDS_BESIDE + pairs * dearer * sum(SECONDS_A_PAIR[name] for name in names)
+    about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{5 * math.ceil(seconds / 5)} seconds"
+    return f"; {'about' if dearer == 1 else 'at most'} {about} on two idle cores"
 
 
 def _can_draw() -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kbc import cli
-from kbc.cli.demo import by_gain, draw_scenes, play, table
+from kbc.cli.demo import by_gain, draw_scenes, plan, play, table
 from kbc.config import KBCConfig
 from kbc.evaluation.pck import correct
 
@@ -31,7 +31,7 @@ def test_the_demo_prints_a_table_and_writes_its_files(
     assert f"{100 * shown['pck_with_kbc']['0.1']:7.1f}" in printed
     assert " ".join(progress.split()) == (
         "drawing 1 pair and matching them with hog, without KBC and with it at budget 'fast' (at most 2 times the "
-        "matcher alone) hog: 1 pair matched"
+        "matcher alone); about 10 seconds on two idle cores hog: 1 pair matched"
     )
     assert "1 drawn pair," in " ".join(printed.split())
     assert all(len(line) <= 80 for line in printed.splitlines() if str(tmp_path) not in line)
@@ -52,6 +52,13 @@ def test_without_matplotlib_the_table_is_shown_and_the_line_to_run_comes_first(
     assert "hog with KBC" in printed
     assert "written:" in printed
     assert [p.name for p in tmp_path.iterdir()] == ["demo.json"]
+
+
+def test_the_demo_says_beforehand_how_long_it_takes() -> None:
+    bundled: list[tuple[str, dict[str, object]]] = [("hog", {}), ("kbcnet", {})]
+    assert plan(8, bundled, KBCConfig()).endswith("; about 30 seconds on two idle cores")
+    assert plan(8, bundled, KBCConfig(budget="thorough")).endswith("; at most 3 minutes on two idle cores")
+    assert plan(8, [("mine", {})], KBCConfig()).endswith("(at most 2 times the matcher alone)")
 
 
 def test_the_demo_runs_at_the_library_s_default_and_says_what_kbcnet_has_seen() -> None:
