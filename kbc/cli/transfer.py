@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from kbc.cli.options import (
 )
 from kbc.cli.points import NAMED_POINTS_HELP, parse_named_points
 from kbc.errors import InputError, counted, must_be
+from kbc.evaluation.plan import parse_shard
 from kbc.files import output_file, write_json, written_whole
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
-from kbc.labelling.job import Workers, label_pictures
+from kbc.labelling.job import WHOLE, Workers, label_pictures
 from kbc.labelling.labels import Exemplar, label_picture
 from kbc.labelling.output import coco, image_base, table
 from kbc.labelling.pipeline import ASK
@@ -74,14 +75,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="processes at work, each with a matcher of its own"
     )
+    how.add_argument("--shard", help="i/n: only this part, no output; a last run without --shard writes it")
     add_matcher_options(parser)
     add_kbc_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")
     parser.epilog = NAMED_POINTS_HELP
 
 
-def run(args: argparse.Namespace) -> int:
-    """Transfer, and say what came of it; 1 when no picture could be done."""
+def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], Workers] = Workers) -> int:
+    """Transfer, and say what came of it; 1 when no picture could be done. `make` takes --jobs and makes the workers."""
     out, kind = _output(args)
     review = None if args.review is None else output_file(args.review, "--review")
     labels = _labels(args)
@@ -97,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     options, config = key_values(args.option), kbc_options(args)
     numbers = (args.instances, args.exemplars, args.min_confidence)
     build = partial(build_labeller, labels.exemplars, args.matcher, options, config, numbers)
-    labeller = build() if args.jobs == 1 else Workers(args.jobs, build)
+    shard = parse_shard(args.shard) if args.shard else WHOLE
+    workers = make(args.jobs, build)
     made_by = {"matcher": args.matcher, "options": options, "config": config}
     provenance = _provenance(args, made_by, labels)
 
@@ -110,21 +113,24 @@ def run(args: argparse.Namespace) -> int:
 
     with progress_bar("picture", not args.quiet) as bar:
         results = label_pictures(
-            labeller,
+            workers,
             labels,
             images,
             out,
             write,
             boxes=boxes,
             settings=made_by,
+            shard=shard,
             progress=lambda done, total: bar(done, total, ""),
         )
     failed = [one for one in results if one.error]
     for one in failed:
         print(f"note: {one.image} was passed over: {one.error}", file=sys.stderr)
-    if not args.quiet:
+    if args.shard:
+        print(f"shard {args.shard} is done; a last run without --shard writes {out}", file=sys.stderr)
+    elif not args.quiet:
         print(_summary(results, labels, out))
-    return 1 if len(failed) == len(results) else 0
+    return 1 if results and len(failed) == len(results) else 0
 
 
 def build_labeller(

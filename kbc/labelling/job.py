@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from kbc.labelling.pipeline import FoundObject, Labeller, Transferred
 Boxes = Mapping[Path, Sequence[Detection]]
 Task = tuple[Path, Sequence[Detection] | None]
 """A picture, and its boxes where a detector gave some."""
-Ask = Callable[[Sequence[Task]], Iterator[Transferred]]
+Shard = tuple[int, int]
+"""(i, n): every n-th picture from the i-th."""
+WHOLE: Shard = (0, 1)
 
 
 class Workers:
-    """Several processes that ask about pictures, each with a matcher of its own and one thread.
+    """Who is asked about pictures: the labeller here, or several processes with a matcher and one thread each.
 
     Args:
-        jobs: how many.
+        jobs: how many processes; 1 for none beside this one.
         build: makes the labeller, here and in each of them; a function of a module, or `functools.partial` of one.
     """
 
@@ -42,7 +45,8 @@ class Workers:
 
     def __call__(self, tasks: Sequence[Task]) -> Iterator[Transferred]:
         """What comes of each picture, in order."""
-        if not tasks:
+        if min(self.jobs, len(tasks)) < 2:
+            yield from (self.labeller(*task) for task in tasks)
             return
         context = multiprocessing.get_context("spawn")  # a fork would copy the threads of torch and OpenCV
         with context.Pool(min(self.jobs, len(tasks)), _begin, (self.build,)) as pool:
@@ -64,13 +68,14 @@ def _work(task: Task) -> Transferred:
     return _labeller(*task)
 
 
-def journal_path(out: Path) -> Path:
-    """Where the results of an unfinished job lie."""
-    return out.with_name(out.name + ".journal")
+def journal_path(out: Path, shard: Shard = WHOLE) -> Path:
+    """Where the results of an unfinished job, or of a shard of it, lie."""
+    part = "" if shard == WHOLE else f".{shard[0] + 1}-of-{shard[1]}"
+    return out.with_name(f"{out.name}{part}.journal")
 
 
 def label_pictures(
-    labeller: Labeller | Workers,
+    workers: Workers,
     labels: Labels,
     images: Sequence[Path],
     out: Path,
@@ -78,21 +83,27 @@ def label_pictures(
     *,
     boxes: Boxes | None = None,
     settings: Mapping[str, Any] | None = None,
+    shard: Shard = WHOLE,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Transferred]:
     """Transfer the labels to the pictures, take up what an interrupted job has done, and write the result.
 
     Pictures that `labels` has labels of are passed over: they have theirs. A picture's line is in the journal before
-    the next picture is begun, so that a kill costs one picture. What is written does not depend on interruptions.
+    the next picture is begun, so that a kill costs one picture. What is written does not depend on interruptions, nor
+    on shards: each has a journal of its own, a last call without one takes them all up and does what is missing.
 
     Args:
-        labeller: made of `labels.exemplars`; or several processes with one each.
+        workers: labellers made of `labels.exemplars`.
         images: each once.
-        out: the output; the journal lies beside it and goes when `write` is done.
-        write: writes the output.
+        out: the output; the journals lie beside it and go when `write` is done.
+        write: writes the output; not called for a shard.
         boxes: as in `transfer`.
         settings: what the results depend on beside labels and boxes, JSON-ready: a journal of others is refused.
+        shard: do only this part of the pictures.
         progress: called with (pictures done, pictures in all).
+
+    Returns:
+        What came of the pictures, or of the shard's, in their order.
 
     Raises:
         InputError: the output cannot be written to, another process is at it, or the journal beside it is of another
@@ -100,33 +111,46 @@ def label_pictures(
         DataError: the journal is broken.
     """
     output_file(out, "--out")
-    journal = journal_path(out)
-    own = labeller.labeller if isinstance(labeller, Workers) else labeller
-    ask: Ask = labeller if isinstance(labeller, Workers) else partial(map, lambda task: own(*task))
-    with LineFile(journal, alone=True) as file:
-        done = _take_up(file, journal, _identity(labels, own, settings or {}), boxes)
+    own, mine = journal_path(out, shard), images[shard[0] :: shard[1]]
+    identity = _json({"kbc": _identity(labels, workers.labeller, settings or {})})
+    with ExitStack() as opened:
+        file = opened.enter_context(LineFile(own, alone=True))
+        journals = _journals(out)
+        for other in journals if shard == WHOLE else ():
+            if other != own:
+                opened.enter_context(LineFile(other, alone=True))  # no shard is at work
+        done = {line["key"]: line for journal in journals for line in _lines(journal, identity)}
+        if not own.stat().st_size:
+            file.write(identity)
+        keys = {image: _key(image, boxes) for image in mine if image not in labels.labelled}
+        new = [image for image, key in keys.items() if key not in done]
+        answers = workers([(image, None if boxes is None else boxes.get(image, ())) for image in new])
         results: list[Transferred] = []
-        stamps = {image: _stamp(image, boxes) for image in images if image not in labels.labelled}
-        held = {image: done.get(str(image)) for image in stamps}
-        new = {image for image, line in held.items() if line is None or line["stamp"] != stamps[image]}
-        tasks = [(image, None if boxes is None else boxes.get(image, ())) for image in images if image in new]
-        answers = ask(tasks)
-        for image in images:
+        for image in mine:
             if image in labels.labelled:
                 results.append(_size_only(image))
                 continue
-            fresh, line = image in new, held[image]
-            if fresh:
-                line = _line(next(answers), stamps[image])
+            line = done.get(keys[image])
+            if line is None:
+                line = _line(next(answers), keys[image])
                 file.write(_json(line))
-            assert line is not None
-            results.append(_from_line(line, image, own))
-            if fresh and progress is not None:
-                progress(len(results), len(images))
+                if progress is not None:
+                    progress(len(results) + 1, len(mine))
+            results.append(_from_line(line, image, workers.labeller))
+        if shard != WHOLE:
+            return results
         write(results)
+        for journal in journals:
+            _remove(journal)
+    for journal in journals:
         _remove(journal)
-    _remove(journal)
     return results
+
+
+def _journals(out: Path) -> list[Path]:
+    """Those of the whole job and of its shards."""
+    found = (out.parent.glob(glob.escape(out.name) + end) for end in (".journal", ".[0-9]*-of-[0-9]*.journal"))
+    return sorted(path for paths in found for path in paths)
 
 
 def _remove(path: Path) -> None:
@@ -151,36 +175,31 @@ def _identity(labels: Labels, labeller: Labeller, settings: Mapping[str, Any]) -
     return content.hexdigest()
 
 
-def _take_up(file: LineFile, path: Path, identity: str, boxes: Boxes | None) -> dict[str, dict[str, Any]]:
-    """The lines of an interrupted job, by picture; begins the journal where there is none."""
-    lines = read_bytes(path).split(b"\n")[:-1]
-    if not lines:
-        file.write(_json({"kbc": identity}))
-        return {}
-    for number, line in enumerate(lines, 1):
+def _lines(path: Path, identity: str) -> Iterator[dict[str, Any]]:
+    """The lines of an interrupted job; one that is being written, or was when it was killed, is passed over."""
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1]):
         text, _, check = line.rpartition(b"\t")
+        hint = f"remove {str(path)!r} to begin anew"
         if _checksum(text) != check:
-            hint = f"remove {str(path)!r} to begin anew"
-            received = f"another or a damaged line {number}"
+            received = f"another or a damaged line {number + 1}"
             raise DataError(must_be(str(path), "the journal of an interrupted transfer", received, hint))
-    before, *held = (json.loads(line.rpartition(b"\t")[0]) for line in lines)
-    done = {line["image"]: line for line in held}
-    if before != {"kbc": identity}:
-        hint = f"remove {str(path)!r} to begin anew, or choose another --out"
-        received = "results of other labels, exemplars, matcher or options"
-        raise InputError(must_be("--out", "free of another unfinished transfer", received, hint))
-    return done
+        if number:
+            yield json.loads(text)
+        elif line + b"\n" != identity.encode():
+            received = "results of other labels, exemplars, matcher or options"
+            hint += ", or choose another --out"
+            raise InputError(must_be("--out", "free of another unfinished transfer", received, hint))
 
 
-def _stamp(image: Path, boxes: Boxes | None) -> list[Any]:
-    """What a picture's own result depends on: the file as it is now, and its boxes."""
+def _key(image: Path, boxes: Boxes | None) -> str:
+    """What a picture's own result depends on: its name, the file as it is now, and its boxes."""
     try:
         found = image.stat()
         file = [found.st_size, found.st_mtime_ns]
     except OSError:
         file = []
     given = None if boxes is None else [[*one.box.xyxy, one.category] for one in boxes.get(image, ())]
-    return [file, given]
+    return json.dumps([str(image), file, given])
 
 
 def _json(line: Mapping[str, Any]) -> str:
@@ -193,10 +212,9 @@ def _checksum(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=8).hexdigest().encode()
 
 
-def _line(result: Transferred, stamp: list[Any]) -> dict[str, Any]:
+def _line(result: Transferred, key: str) -> dict[str, Any]:
     return {
-        "image": str(result.image),
-        "stamp": stamp,
+        "key": key,
         "size_hw": list(result.size_hw),
         "error": result.error,
         "objects": [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,20 +12,12 @@ from kbc.data import open_dataset
 from kbc.evaluation.outcomes import read_outcomes
 from kbc.evaluation.plan import Run
 from kbc.evaluation.runner import evaluate
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_eval.py"
+from tests.examples import load_example
 
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ray_eval", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ray_eval", module)
-    monkeypatch.setenv("PYTHONPATH", str(EXAMPLE.parent), prepend=":")  # Ray's workers import the example, too
-    spec.loader.exec_module(module)
-    return module
+    return load_example("ray_eval", monkeypatch)
 
 
 def test_a_pair_survives_the_journey(root: Path, example: ModuleType) -> None:

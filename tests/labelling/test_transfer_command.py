@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from rectangles import BOXES, NAMES, find_red, points_of, write_folder, write_la
 from kbc.cli import main
 from kbc.data.coco import open_coco
 from kbc.labelling import Labeller, Transferred, read_labels
-from kbc.labelling.job import journal_path, label_pictures
+from kbc.labelling.job import WHOLE, Task, Workers, journal_path, label_pictures
 from kbc.labelling.output import coco
 
 
@@ -109,7 +109,8 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_bytes(folder: Path) -> No
             if done == stop_after:
                 raise Interrupted
 
-        label_pictures(Labeller(labels.exemplars, counting), labels, images, out, write, progress=progress)
+        workers = Workers(1, lambda: Labeller(labels.exemplars, counting))
+        label_pictures(workers, labels, images, out, write, progress=progress)
         return written[-1]
 
     whole = work(None, folder / "a.json")
@@ -132,8 +133,9 @@ def test_a_journal_of_another_job_is_refused(folder: Path, capsys: pytest.Captur
         raise Interrupted
 
     images = sorted(labels.numbers.values())
+    workers = Workers(1, lambda: Labeller(labels.exemplars, find_red))
     with pytest.raises(Interrupted):
-        label_pictures(Labeller(labels.exemplars, find_red), labels, images, out, lambda r: None, progress=stop)
+        label_pictures(workers, labels, images, out, lambda r: None, progress=stop)
     assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 2
     assert "another unfinished transfer" in capsys.readouterr().err
     journal_path(out).write_text("nonsense\n")
@@ -141,59 +143,129 @@ def test_a_journal_of_another_job_is_refused(folder: Path, capsys: pytest.Captur
     assert "journal" in capsys.readouterr().err
 
 
+def test_shards_together_write_what_one_run_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "4.png").write_bytes(b"broken")
+    whole, parts = folder / "whole.json", folder / "parts.json"
+    given = ["transfer", str(folder / "labels.json"), "--quiet", "--out"]
+    assert main([*given, str(whole)]) == 0
+    for shard in ("3/3", "1/3"):
+        assert main([*given, str(parts), "--shard", shard]) == 0
+        assert not parts.exists()
+    assert f"without --shard writes {parts}" in capsys.readouterr().err
+    (folder / "parts.json2.journal").write_text("of another output")
+    held = journal_path(parts, (0, 3)), journal_path(parts, (2, 3))
+    lines = [path.read_bytes() for path in held]
+    assert [data.count(b"\n") for data in lines] == [
+        2,
+        3,
+    ]  # head, 3; head, 2, 5
+    assert main([*given, str(parts), "--shard", "1/3"]) == 0
+    assert [path.read_bytes() for path in held] == lines  # nothing was done twice
+    assert main([*given, str(parts)]) == 0  # does the second shard, too
+    assert parts.read_bytes() == whole.read_bytes()
+    assert sorted(folder.glob("*.journal")) == [folder / "parts.json2.journal"]
+
+
+def test_the_last_run_asks_about_nothing_that_a_shard_has_done(folder: Path) -> None:
+    labels = read_labels(folder / "labels.json")
+    images, out = sorted(labels.numbers.values()), folder / "k.json"
+    asked: list[Path] = []
+
+    class Counting(Workers):
+        def __call__(self, tasks: Sequence[Task]) -> Iterator[Transferred]:
+            asked.extend(image for image, _ in tasks)
+            return super().__call__(tasks)
+
+    workers = Counting(1, lambda: Labeller(labels.exemplars, find_red))
+    written: list[list[Transferred]] = []
+    for shard in ((0, 2), (1, 2), WHOLE):
+        label_pictures(workers, labels, images, out, written.append, shard=shard)
+    assert sorted(asked) == images[1:]
+    assert [one.image for one in written[0]] == images
+
+
 SLOW = """
-import sys, time
-import kbc.labelling.pipeline as pipeline
-from kbc.cli import main
-done = pipeline.Labeller.__call__
-def slowly(self, image, boxes=None):
-    print("at", image, flush=True)
+import time
+from rectangles import find_red
+
+def load():
+    return slowly
+
+def slowly(source, target, keypoints):
     time.sleep({pause})
-    return done(self, image, boxes)
-pipeline.Labeller.__call__ = slowly
-sys.exit(main(sys.argv[1:]))
+    return find_red(source, target, keypoints)
 """
 
 
-def started(folder: Path, out: Path, pause: float) -> subprocess.Popen[str]:
-    command = ["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW.format(pause=pause), *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+class Job:
+    """A transfer in a process of its own, with a matcher that takes its time."""
+
+    def __init__(self, folder: Path, out: Path, pause: float, *options: str) -> None:
+        (folder / "slow.py").write_text(SLOW.format(pause=pause))
+        self.journals = [out.parent / f"{out.name}.journal", *(journal_path(out, (i, 2)) for i in (0, 1))]
+        path = os.pathsep.join([str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "kbc", "transfer", str(folder / "labels.json"), "--quiet", "--out", str(out)]
+        self.process = subprocess.Popen(
+            [*command, "--matcher", "slow:load", *options],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            stderr=subprocess.PIPE,
+        )
+
+    def lines(self) -> int:
+        return sum(path.read_bytes().count(b"\n") for path in self.journals if path.exists())
+
+    def at_work(self) -> bool:
+        """Waits for a line more than there was; False where it ended before."""
+        before = self.lines()
+        while self.lines() <= before and self.process.poll() is None:
+            time.sleep(0.01)
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
-def test_two_processes_on_one_output_refuse_clearly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("first", [[], ["--shard", "2/2"]])
+def test_two_processes_on_one_output_refuse_clearly(
+    folder: Path, capsys: pytest.CaptureFixture[str], first: list[str]
+) -> None:
     out = folder / "keypoints.json"
-    first = started(folder, out, 60.0)
+    job = Job(folder, out, 60.0, *first)
+    given = ["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]
     try:
-        assert first.stdout is not None
-        assert first.stdout.readline().startswith("at")
-        assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 2
-        assert "one process at a time" in capsys.readouterr().err
+        assert job.at_work()
+        for options in ([], first):
+            assert main([*given, *options]) == 2
+            assert "one process at a time" in capsys.readouterr().err
     finally:
-        first.kill()
-        first.wait()
-    assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 0  # the lock died with it
+        job.kill()
+    assert main([*given, "--matcher", "rectangles:find_red"]) == 2
+    assert "another unfinished transfer" in capsys.readouterr().err  # the lock died with it, what it was about did not
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_the_output_is_the_same(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "turns", [[[]], [["--jobs", "2"]], [["--shard", "1/2"], ["--shard", "2/2"], []]], ids=["alone", "jobs", "shards"]
+)
+def test_killed_at_ten_moments_the_output_is_the_same(folder: Path, turns: list[list[str]]) -> None:
+    paths = write_folder(folder, [BOXES[i % len(BOXES)] for i in range(25)])
+    write_labels(folder / "labels.json", {"0.png": BOXES[0]}, tuple(path.name for path in paths[1:]))
     whole, out = folder / "whole.json", folder / "killed.json"
-    assert main(["transfer", str(folder / "labels.json"), "--out", str(whole), "--quiet"]) == 0
+    assert Job(folder, whole, 0.0).process.wait() == 0
     rng = np.random.default_rng(0)
-    for _ in range(10):
-        job = started(folder, out, 0.2)
-        assert job.stdout is not None
-        job.stdout.readline()
-        time.sleep(rng.uniform(0, 0.6))
-        job.send_signal(signal.SIGKILL)
-        job.wait()
-    assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 0
+    killed = 0
+    while killed < 10:
+        job = Job(folder, out, 0.05, *turns[killed % len(turns)])
+        if job.at_work():
+            time.sleep(rng.uniform(0, 0.3))
+            killed += job.process.poll() is None
+        job.kill()
+        assert not out.exists()
+    for options in turns:
+        assert Job(folder, out, 0.0, *options).process.wait() == 0
     assert out.read_bytes() == whole.read_bytes()
+    assert not list(folder.glob("*.journal"))
 
 
 @pytest.mark.slow
@@ -221,6 +293,9 @@ def test_several_processes_write_the_same_bytes(folder: Path) -> None:
         (["{}/labels.json", "--out", "{}/k.json", "--min-confidence", "2"], "min_confidence"),
         (["{}/labels.json", "--out", "{}/k.json", "--exemplars", "0"], "--exemplars"),
         (["{}/labels.json", "--out", "{}/k.json", "--jobs", "0"], "--jobs"),
+        (["{}/labels.json", "--out", "{}/k.json", "--shard", "3/2"], "i/n"),
+        (["{}/labels.json", "--out", "{}"], "--out"),
+        (["{}/labels.json", "--out", "{}/k.json", "--review", "{}/no/r.html"], "--review"),
         (["{}/labels.json", "--out", "{}/k.json", "--set", "passes=0"], "how sure"),
     ],
 )
