@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, TypeAlias
 
@@ -14,6 +15,7 @@ from kbc.data.records import Record, box_xywh, checked
 from kbc.errors import DataError, must_be
 from kbc.files import read_json
 from kbc.geometry import Box
+from kbc.headers import stated_size
 from kbc.labelling.labels import Labels
 
 
@@ -49,30 +51,40 @@ def read_detections(path: Path, images: Sequence[Path], labels: Labels) -> dict[
     of LABELS. Boxes of other pictures and of categories that LABELS has no exemplar of are passed over.
 
     Raises:
-        DataError: the file cannot be read, a box is empty or lies outside its picture (where the file or LABELS tells
-            the picture's size), a number is not known, or no box is left.
+        DataError: the file cannot be read, a box is empty or lies outside its picture, a number is not known, or no
+            box is left.
     """
     seen, pictures, named = _read(path, labels)
     wanted = {category.name for category in labels.categories}
     found: dict[Path, list[Detection]] = {image: [] for image in images}
-    lookup = by_name(images)
+    lookup, stated = by_name(images), cache(_stated)
     for one in seen:
         name, size = (one.image_id, None) if isinstance(one.image_id, str) else pictures.get(one.image_id, ("", None))
         if not name:
             hint = "a number is one of the file's own `images`, or of LABELS; a name works as well"
             raise DataError(must_be(f"image_id in {path}", "of a known picture", one.image_id, hint))
-        box = box_xywh(one.bbox, f"bbox of {name} in {path}")
-        if size is not None and box.clipped(size).area <= 0:
-            expected = f"a box that meets the picture ({size[1]}×{size[0]})"
+        box, image = box_xywh(one.bbox, f"bbox of {name} in {path}"), lookup(name)
+        sizes = ([] if image is None else stated(image)) if size is None else [size]
+        if sizes and not any(box.clipped(hw).area > 0 for hw in sizes):
+            expected = f"a box that meets the picture ({sizes[0][1]}×{sizes[0][0]})"
             raise DataError(must_be(f"bbox of {name} in {path}", expected, one.bbox, "COCO's is x, y, width, height"))
         category = None if one.category_id is None else named.get(one.category_id, "")
-        image = lookup(name)
         if image is not None and (category is None or category in wanted):
             found[image].append(Detection(box, category))
     if not any(found.values()):
         hint = f"of the categories {', '.join(sorted(wanted))}; pictures are told by their file names"
         raise DataError(must_be("--boxes", "boxes in the pictures given", f"none of them in {path}", hint))
     return {image: tuple(boxes) for image, boxes in found.items()}
+
+
+def _stated(image: Path) -> list[tuple[int, int]]:
+    """(height, width) by a picture's header, and as EXIF may turn it; [] where it cannot be read, said later."""
+    try:
+        with image.open("rb") as file:
+            size = stated_size(file.read(2**16))
+    except OSError:
+        size = None
+    return [] if size is None else [size, size[::-1]]
 
 
 _Pictures: TypeAlias = dict[int, tuple[str, tuple[int, int] | None]]

@@ -121,6 +121,7 @@ def test_a_detectors_boxes_are_read_in_both_of_cocos_forms(tmp_path: Path) -> No
     ("seen", "said"),
     [
         ([{"image_id": 2, "bbox": [200, 20, 30, 40]}], "meets the picture"),
+        ([{"image_id": "2.png", "bbox": [170, 130, 30, 40]}], r"meets the picture \(160×120\)"),  # by the file itself
         ([{"image_id": 2, "bbox": [20, 20, 0, 40]}], "bbox of"),
         ([{"image_id": 99, "bbox": [20, 20, 30, 40]}], "image_id"),
         ([{"image_id": "other.png", "bbox": [20, 20, 30, 40]}], "none of them"),
