@@ -163,6 +163,17 @@ class Match:
         return f"Match({counted(len(self.keypoints), 'point')}, {answered} answered{_range('score', self.score)})"
 
 
+def sure_points(keypoints: Points, confidence: Scores, least: float) -> Points:
+    """Points (N, 2), NaN where their confidence (N,) is below `least` or NaN.
+
+    Raises:
+        InputError: `least` is not in [0, 1].
+    """
+    if not 0 <= least <= 1:
+        raise InputError(must_be("min_confidence", "in [0, 1]", least))
+    return np.where(np.nan_to_num(confidence)[:, None] >= least, keypoints, np.nan)
+
+
 def _range(name: str, values: Scores | None) -> str:
     """ "; score 0.12 … 0.87" where there are any."""
     known = np.empty(0) if values is None else values[~np.isnan(values)]
@@ -214,7 +225,7 @@ class MatchResult(Match):
         confidence = _range("confidence", self.confidence)
         return f"MatchResult({counted(len(self.keypoints), 'point')}: {origins}{confidence}; cost {self.cost:.1f})"
 
-    def at_least(self, confidence: float) -> MatchResult:
+    def at_least(self, min_confidence: float) -> MatchResult:
         """The same answer with NaN for the points that are less sure than this; their confidence stays.
 
         Raises:
@@ -227,13 +238,10 @@ class MatchResult(Match):
         array([[nan, nan],
                [nan, nan]])
         """
-        if not 0 <= confidence <= 1:
-            raise InputError(must_be("confidence", "in [0, 1]", confidence))
         if self.confidence is None:
             hint = "a plain matcher, passes=0 and the paper's rule do not tell how sure a point is"
             raise InputError(must_be("at_least", "asked of a result with confidence", "one without", hint))
-        sure = np.nan_to_num(self.confidence) >= confidence
-        return replace(self, keypoints=np.where(sure[:, None], self.keypoints, np.nan))
+        return replace(self, keypoints=sure_points(self.keypoints, self.confidence, min_confidence))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready data: undefined coordinates are None."""
@@ -253,9 +261,7 @@ class MatchResult(Match):
             "keypoints": rows(self.keypoints),
             "score": values(self.score),
             "coarse": rows(self.coarse),
-            "confidence": None
-            if self.confidence is None
-            else [None if np.isnan(c) else float(c) for c in self.confidence],
+            "confidence": values(self.confidence),
             "origin": list(self.origin),
             "source_window": window(self.source_window),
             "target_window": window(self.target_window),

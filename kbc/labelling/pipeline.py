@@ -22,7 +22,7 @@ from kbc.matchers.protocol import Matcher, run_matcher
 from kbc.pipeline import KBCMatcher, wrap
 from kbc.support import object_box as source_object_box
 from kbc.tuning import TUNING
-from kbc.types import MatchResult, Pair, Scores
+from kbc.types import MatchResult, Pair, Scores, sure_points
 
 ASK = 3
 """Exemplars asked about a picture by default: three of ten, the likest, do as well as all ten (our measurement)."""
@@ -59,6 +59,10 @@ class FoundObject:
     def sureness(self) -> float:
         """Mean confidence of the points that the category has; 0 for those without an answer."""
         return float(np.where(defined(self.keypoints), np.nan_to_num(self.confidence), 0.0).mean())
+
+    def at_least(self, min_confidence: float) -> FoundObject:
+        """The same object with NaN for the points that are less sure than this; their confidence stays."""
+        return replace(self, keypoints=sure_points(self.keypoints, self.confidence, min_confidence))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +164,8 @@ class Labeller:
             found = self._search(target) if boxes is None else self._boxed(target, boxes)
         except KBCError as error:
             return Transferred(image, size, error=str(error))
-        kept = [self._sure(one) for one in found]
+        kept = [one.at_least(self.min_confidence) for one in found]
         return Transferred(image, size, tuple(one for one in kept if defined(one.keypoints).any()))
-
-    def _sure(self, found: FoundObject) -> FoundObject:
-        enough = np.nan_to_num(found.confidence) >= self.min_confidence
-        return replace(found, keypoints=np.where(enough[:, None], found.keypoints, np.nan))
 
     def _boxed(self, target: Image, boxes: Sequence[Detection]) -> list[FoundObject]:
         """The object in each box, of the category that answers most surely where the detector says none."""

@@ -67,6 +67,25 @@ def test_categories_are_kept_apart() -> None:
     assert len({one.category for one in found}) == len(found)  # at most one of each
 
 
+def test_categories_with_the_same_names_in_another_order_keep_their_own() -> None:
+    turned = Exemplar(picture(BOXES[2], seed=2), NAMES[::-1], points_of(BOXES[2])[::-1], "other")
+    image = picture(BOXES[4], seed=4)
+    boxes = [Detection(BOXES[4], "object"), Detection(BOXES[4], "other"), Detection(BOXES[4])]
+    found = Labeller([EXEMPLAR, turned], find_red)(image, boxes).objects
+    assert [one.names for one in found[:2]] == [NAMES, NAMES[::-1]]
+    for one in found:
+        wanted = dict(zip(NAMES, points_of(BOXES[4]), strict=True))
+        np.testing.assert_allclose(one.keypoints, [wanted[name] for name in one.names], atol=1.5)
+
+
+def test_a_picture_without_the_object_has_none_or_a_doubtful_one() -> None:
+    empty = np.random.default_rng(7).integers(90, 120, (120, 160, 3), dtype=np.uint8)
+    assert next(transfer([EXEMPLAR], [empty], find_red)).objects == ()  # a matcher that says so
+    (found,) = next(transfer([EXEMPLAR], [empty], kbc.load_matcher("hog"))).objects
+    assert found.sureness < 0.5
+    assert np.isnan(found.at_least(0.6).keypoints).any()
+
+
 def test_boxes_give_one_object_each_and_say_so() -> None:
     first, second = Box(10, 20, 50, 60), Box(90, 40, 140, 90)
     image = picture(first)
