@@ -22,7 +22,7 @@ from kbc.evaluation.plan import parse_shard
 from kbc.files import output_file, write_json, written_whole
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
-from kbc.labelling.job import WHOLE, Workers, label_pictures
+from kbc.labelling.job import WHOLE, Job, Workers
 from kbc.labelling.labels import Exemplar, label_picture
 from kbc.labelling.output import coco, image_base, table
 from kbc.labelling.pipeline import ASK
@@ -99,7 +99,6 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
     options, config = key_values(args.option), kbc_options(args)
     numbers = (args.instances, args.exemplars, args.min_confidence)
     build = partial(build_labeller, labels.exemplars, args.matcher, options, config, numbers)
-    shard = parse_shard(args.shard) if args.shard else WHOLE
     workers = make(args.jobs, build)
     made_by = {"matcher": args.matcher, "options": options, "config": config}
     provenance = _provenance(args, made_by, labels)
@@ -111,18 +110,9 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
             with written_whole(review, "--review") as file:
                 file.writelines(piece.encode() for piece in review_page(fresh, labels.exemplars))
 
+    job = Job(labels, images, out, boxes, made_by, parse_shard(args.shard) if args.shard else WHOLE)
     with progress_bar("picture", not args.quiet) as bar:
-        results = label_pictures(
-            workers,
-            labels,
-            images,
-            out,
-            write,
-            boxes=boxes,
-            settings=made_by,
-            shard=shard,
-            progress=lambda done, total: bar(done, total, ""),
-        )
+        results = job.run(workers, write, lambda done, total: bar(done, total, ""))
     failed = [one for one in results if one.error]
     for one in failed:
         print(f"note: {one.image} was passed over: {one.error}", file=sys.stderr)

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,77 +75,110 @@ def journal_path(out: Path, shard: Shard = WHOLE) -> Path:
     return out.with_name(f"{out.name}{part}.journal")
 
 
-def label_pictures(
-    workers: Workers,
-    labels: Labels,
-    images: Sequence[Path],
-    out: Path,
-    write: Callable[[list[Transferred]], None],
-    *,
-    boxes: Boxes | None = None,
-    settings: Mapping[str, Any] | None = None,
-    shard: Shard = WHOLE,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Transferred]:
-    """Transfer the labels to the pictures, take up what an interrupted job has done, and write the result.
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Labels, the pictures that they are transferred to, and where the output goes.
 
-    Pictures that `labels` has labels of are passed over: they have theirs. A picture's line is in the journal before
-    the next picture is begun, so that a kill costs one picture. What is written does not depend on interruptions, nor
-    on shards: each has a journal of its own, a last call without one takes them all up and does what is missing.
-
-    Args:
-        workers: labellers made of `labels.exemplars`.
+    Attributes:
+        labels: where the exemplars come from; pictures that they have labels of keep theirs.
         images: each once.
-        out: the output; the journals lie beside it and go when `write` is done.
-        write: writes the output; not called for a shard.
+        out: the output; the journals lie beside it until it is written.
         boxes: as in `transfer`.
         settings: what the results depend on beside labels and boxes, JSON-ready: a journal of others is refused.
         shard: do only this part of the pictures.
-        progress: called with (pictures done, pictures in all).
-
-    Returns:
-        What came of the pictures, or of the shard's, in their order.
-
-    Raises:
-        InputError: the output cannot be written to, another process is at it, or the journal beside it is of another
-            job.
-        DataError: the journal is broken.
     """
-    output_file(out, "--out")
-    own, mine = journal_path(out, shard), images[shard[0] :: shard[1]]
-    identity = _json({"kbc": _identity(labels, workers.labeller, settings or {})})
-    with ExitStack() as opened:
-        file = opened.enter_context(LineFile(own, alone=True))
-        journals = _journals(out)
-        for other in journals if shard == WHOLE else ():
-            if other != own:
-                opened.enter_context(LineFile(other, alone=True))  # no shard is at work
-        done = {line["key"]: line for journal in journals for line in _lines(journal, identity)}
-        if not own.stat().st_size:
-            file.write(identity)
-        keys = {image: _key(image, boxes) for image in mine if image not in labels.labelled}
-        new = [image for image, key in keys.items() if key not in done]
-        answers = workers([(image, None if boxes is None else boxes.get(image, ())) for image in new])
-        results: list[Transferred] = []
-        for image in mine:
-            if image in labels.labelled:
-                results.append(_size_only(image))
-                continue
-            line = done.get(keys[image])
-            if line is None:
-                line = _line(next(answers), keys[image])
-                file.write(_json(line))
-                if progress is not None:
-                    progress(len(results) + 1, len(mine))
-            results.append(_from_line(line, image, workers.labeller))
-        if shard != WHOLE:
-            return results
-        write(results)
+
+    labels: Labels
+    images: Sequence[Path]
+    out: Path
+    boxes: Boxes | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    shard: Shard = WHOLE
+
+    def run(
+        self,
+        workers: Workers,
+        write: Callable[[list[Transferred]], None],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Transferred]:
+        """Transfer, take up what an interrupted job has done, and write the result.
+
+        A picture's line is in the journal before the next picture is begun, so that a kill costs one picture. What is
+        written does not depend on interruptions, nor on shards: each has a journal of its own, and a last job without
+        one takes them all up and does what is missing.
+
+        Args:
+            workers: labellers made of the labels' exemplars.
+            write: writes the output; not called for a shard.
+            progress: called with (pictures done, pictures in all).
+
+        Returns:
+            What came of the pictures, or of the shard's, in their order.
+
+        Raises:
+            InputError: the output cannot be written to, another process is at it, or a journal beside it is of another
+                job.
+            DataError: a journal is broken.
+        """
+        output_file(self.out, "--out")
+        own, mine = journal_path(self.out, self.shard), self.images[self.shard[0] :: self.shard[1]]
+        identity = _json({"kbc": self._identity(workers.labeller)})
+        with ExitStack() as opened:
+            file = opened.enter_context(LineFile(own, alone=True))
+            journals = _journals(self.out)
+            for other in journals if self.shard == WHOLE else ():
+                if other != own:
+                    opened.enter_context(LineFile(other, alone=True))  # no shard is at work
+            done = {line["key"]: line for journal in journals for line in _lines(journal, identity)}
+            if not own.stat().st_size:
+                file.write(identity)
+            keys = {image: self._key(image) for image in mine if image not in self.labels.labelled}
+            answers = workers([(image, self._boxes(image)) for image, key in keys.items() if key not in done])
+            results: list[Transferred] = []
+            for image in mine:
+                if image not in keys:
+                    results.append(_size_only(image))
+                    continue
+                line = done.get(keys[image])
+                if line is None:
+                    line = _line(next(answers), keys[image])
+                    file.write(_json(line))
+                    if progress is not None:
+                        progress(len(results) + 1, len(mine))
+                results.append(_from_line(line, image, workers.labeller))
+            if self.shard != WHOLE:
+                return results
+            write(results)
+            for journal in journals:
+                _remove(journal)
         for journal in journals:
             _remove(journal)
-    for journal in journals:
-        _remove(journal)
-    return results
+        return results
+
+    def _boxes(self, image: Path) -> Sequence[Detection] | None:
+        return None if self.boxes is None else self.boxes.get(image, ())
+
+    def _identity(self, labeller: Labeller) -> str:
+        """A digest of what every result depends on."""
+        said: list[object] = [__version__, labeller.matcher.config.model_dump(), self.settings]
+        said += [labeller.instances, labeller.ask, labeller.min_confidence]
+        said += [(one.name, one.keypoints) for one in self.labels.categories]
+        for one in labeller.exemplars:
+            box = None if one.box is None else one.box.xyxy
+            said += [str(one.image), file_digest(Path(str(one.image))), one.category, one.names, box]
+            said.append(one.keypoints.tolist())
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _key(self, image: Path) -> str:
+        """What a picture's own result depends on: its name, the file as it is now, and its boxes."""
+        try:
+            found = image.stat()
+            file = [found.st_size, found.st_mtime_ns]
+        except OSError:
+            file = []
+        boxes = self._boxes(image)
+        given = None if boxes is None else [[*one.box.xyxy, one.category] for one in boxes]
+        return json.dumps([str(image), file, given])
 
 
 def _journals(out: Path) -> list[Path]:
@@ -158,21 +192,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except PermissionError:  # Windows: while it is open; it goes once it is closed
         return
-
-
-def _identity(labels: Labels, labeller: Labeller, settings: Mapping[str, Any]) -> str:
-    """A digest of what every result depends on."""
-    content = hashlib.sha256()
-    for one in labeller.exemplars:
-        box = None if one.box is None else one.box.xyxy
-        said = [str(one.image), file_digest(Path(str(one.image))), one.category, one.names, one.keypoints.tolist(), box]
-        content.update(repr(said).encode())
-    config = labeller.matcher.config.model_dump()
-    numbers = [labeller.instances, labeller.ask, labeller.min_confidence]
-    content.update(repr([__version__, config, numbers]).encode())
-    content.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    content.update(repr([(one.name, one.keypoints) for one in labels.categories]).encode())
-    return content.hexdigest()
 
 
 def _lines(path: Path, identity: str) -> Iterator[dict[str, Any]]:
@@ -189,17 +208,6 @@ def _lines(path: Path, identity: str) -> Iterator[dict[str, Any]]:
             received = "results of other labels, exemplars, matcher or options"
             hint += ", or choose another --out"
             raise InputError(must_be("--out", "free of another unfinished transfer", received, hint))
-
-
-def _key(image: Path, boxes: Boxes | None) -> str:
-    """What a picture's own result depends on: its name, the file as it is now, and its boxes."""
-    try:
-        found = image.stat()
-        file = [found.st_size, found.st_mtime_ns]
-    except OSError:
-        file = []
-    given = None if boxes is None else [[*one.box.xyxy, one.category] for one in boxes.get(image, ())]
-    return json.dumps([str(image), file, given])
 
 
 def _json(line: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from kbc.kbcnet.training.sources import read_split
 from kbc.kbcnet.training.state import State, read, restore, save
 from kbc.labelling import Labeller, Labels, read_labels
 from kbc.labelling.detections import read_detections
-from kbc.labelling.job import label_pictures
+from kbc.labelling.job import Job, Workers
 from kbc.weights import load_weights
 from tests.kbcnet.kbcnet_helpers import small_config, small_recipe
 
@@ -133,11 +133,10 @@ def journal(root: Path, labels: Labels, image: Path) -> Target:
     def same(source: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
         return keypoints
 
-    labeller, out = Labeller(labels.exemplars, same), root / "out.json"
+    workers, out = Workers(1, lambda: Labeller(labels.exemplars, same)), root / "out.json"
     with pytest.raises(_StoppedError):
-        label_pictures(labeller, labels, [image], out, lambda _: None, progress=stop)
-    path = root / "out.json.journal"
-    return path, lambda _: label_pictures(labeller, labels, [], out, lambda _: None)
+        Job(labels, [image], out).run(workers, lambda _: None, stop)
+    return root / "out.json.journal", lambda _: Job(labels, [], out).run(workers, lambda _: None)
 
 
 @pytest.mark.parametrize("name", NAMES)

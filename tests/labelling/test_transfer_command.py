@@ -18,7 +18,7 @@ from rectangles import BOXES, NAMES, find_red, points_of, write_folder, write_la
 from kbc.cli import main
 from kbc.data.coco import open_coco
 from kbc.labelling import Labeller, Transferred, read_labels
-from kbc.labelling.job import WHOLE, Task, Workers, journal_path, label_pictures
+from kbc.labelling.job import WHOLE, Job, Task, Workers, journal_path
 from kbc.labelling.output import coco
 
 
@@ -110,7 +110,7 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_bytes(folder: Path) -> No
                 raise Interrupted
 
         workers = Workers(1, lambda: Labeller(labels.exemplars, counting))
-        label_pictures(workers, labels, images, out, write, progress=progress)
+        Job(labels, images, out).run(workers, write, progress)
         return written[-1]
 
     whole = work(None, folder / "a.json")
@@ -135,7 +135,7 @@ def test_a_journal_of_another_job_is_refused(folder: Path, capsys: pytest.Captur
     images = sorted(labels.numbers.values())
     workers = Workers(1, lambda: Labeller(labels.exemplars, find_red))
     with pytest.raises(Interrupted):
-        label_pictures(workers, labels, images, out, lambda r: None, progress=stop)
+        Job(labels, images, out).run(workers, lambda r: None, stop)
     assert main(["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]) == 2
     assert "another unfinished transfer" in capsys.readouterr().err
     journal_path(out).write_text("nonsense\n")
@@ -179,7 +179,7 @@ def test_the_last_run_asks_about_nothing_that_a_shard_has_done(folder: Path) -> 
     workers = Counting(1, lambda: Labeller(labels.exemplars, find_red))
     written: list[list[Transferred]] = []
     for shard in ((0, 2), (1, 2), WHOLE):
-        label_pictures(workers, labels, images, out, written.append, shard=shard)
+        Job(labels, images, out, shard=shard).run(workers, written.append)
     assert sorted(asked) == images[1:]
     assert [one.image for one in written[0]] == images
 
@@ -197,7 +197,7 @@ def slowly(source, target, keypoints):
 """
 
 
-class Job:
+class Process:
     """A transfer in a process of its own, with a matcher that takes its time."""
 
     def __init__(self, folder: Path, out: Path, pause: float, *options: str) -> None:
@@ -231,7 +231,7 @@ def test_two_processes_on_one_output_refuse_clearly(
     folder: Path, capsys: pytest.CaptureFixture[str], first: list[str]
 ) -> None:
     out = folder / "keypoints.json"
-    job = Job(folder, out, 60.0, *first)
+    job = Process(folder, out, 60.0, *first)
     given = ["transfer", str(folder / "labels.json"), "--out", str(out), "--quiet"]
     try:
         assert job.at_work()
@@ -252,18 +252,18 @@ def test_killed_at_ten_moments_the_output_is_the_same(folder: Path, turns: list[
     paths = write_folder(folder, [BOXES[i % len(BOXES)] for i in range(25)])
     write_labels(folder / "labels.json", {"0.png": BOXES[0]}, tuple(path.name for path in paths[1:]))
     whole, out = folder / "whole.json", folder / "killed.json"
-    assert Job(folder, whole, 0.0).process.wait() == 0
+    assert Process(folder, whole, 0.0).process.wait() == 0
     rng = np.random.default_rng(0)
     killed = 0
     while killed < 10:
-        job = Job(folder, out, 0.05, *turns[killed % len(turns)])
+        job = Process(folder, out, 0.05, *turns[killed % len(turns)])
         if job.at_work():
             time.sleep(rng.uniform(0, 0.3))
             killed += job.process.poll() is None
         job.kill()
         assert not out.exists()
     for options in turns:
-        assert Job(folder, out, 0.0, *options).process.wait() == 0
+        assert Process(folder, out, 0.0, *options).process.wait() == 0
     assert out.read_bytes() == whole.read_bytes()
     assert not list(folder.glob("*.journal"))
 
