@@ -1,8 +1,9 @@
-"""Every block of Getting started and of the how-to pages runs as it stands, in order, from such a folder as it says."""
+"""Every block of the documentation's pages runs as it stands, in order, from such a folder as each says."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from kbc.data.scenes.render import scene_pair
-from kbc.matchers.resnet import resnet
-from tests.pages import DOCS, run_page
+from kbc.matchers.resnet import _HUB, resnet
+from tests.pages import DOCS, blocks, run_page
 
 sys.path.append(str(Path(__file__).parent / "data"))
 import layouts  # type: ignore[import-not-found]
@@ -46,6 +47,31 @@ def data_sets() -> None:
     layouts.coco(Path("my_photos"), pairs=False)
 
 
+def two_photographs() -> None:
+    """Two pictures, and torch's cache with an ImageNet file in it: nothing is downloaded."""
+    photographs()
+    for name in ("a", "b"):
+        shutil.copy(f"{name}.png", f"{name}.jpg")
+    downloaded()
+
+
+def downloaded() -> None:
+    """What `weights=imagenet` would have left in torch's cache, of random weights, in the folder that TORCH_HOME names."""
+    torch.manual_seed(0)
+    Path("torch/hub/checkpoints").mkdir(parents=True)
+    torch.save(resnet("resnet18").state_dict(), Path("torch/hub/checkpoints", _HUB["resnet18"].rpartition("/")[2]))
+
+
+def to_label() -> None:
+    """A folder of three pictures, and an ImageNet file of random weights."""
+    torch.manual_seed(0)
+    torch.save(resnet("resnet18").state_dict(), "resnet18.pth")
+    Path("photos").mkdir()
+    for number in (1, 2, 3):
+        image = scene_pair(number, variation=0.3).source.image
+        cv2.imwrite(f"photos/{number:03}.jpg", image[..., ::-1])
+
+
 def to_train() -> None:
     """Photographs, and annotated ones with an ImageNet file."""
     photographs()
@@ -53,7 +79,10 @@ def to_train() -> None:
 
 
 PAGES: dict[str, Callable[[], None]] = {
+    "index.md": two_photographs,
     "getting_started.md": empty,
+    "coordinates.md": empty,
+    "transfer.md": to_label,
     "how_to/wrap.md": empty,
     "how_to/evaluate.md": data_sets,
     "how_to/report.md": empty,
@@ -64,7 +93,7 @@ PAGES: dict[str, Callable[[], None]] = {
     "how_to/many.md": data_sets,
     "how_to/train.md": to_train,
 }
-QUICK = {"getting_started.md", "how_to/wrap.md", "how_to/bad_data.md"}
+QUICK = {"index.md", "getting_started.md", "coordinates.md", "how_to/wrap.md", "how_to/bad_data.md"}
 ELSEWHERE = {"how_to/adapters.md"}
 """Its stand-ins for the upstream clones are in tests/adapters, and so is its test."""
 
@@ -74,15 +103,20 @@ def test_the_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("matplotlib", reason="the pages install the extra viz")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     PAGES[page]()
     run_page(DOCS / page)
     if page == "getting_started.md":
         assert (tmp_path / "match.png").stat().st_size > 10_000
 
 
-def test_every_how_to_page_is_run() -> None:
-    pages = {f"how_to/{path.name}" for path in (DOCS / "how_to").glob("*.md")}
-    assert pages <= set(PAGES) | ELSEWHERE
+def test_every_page_with_blocks_to_paste_is_run() -> None:
+    pages = {
+        path.relative_to(DOCS).as_posix()
+        for path in DOCS.rglob("*.md")
+        if {"python", "bash"} & {language for language, _ in blocks(path)}
+    }
+    assert pages == set(PAGES) | ELSEWHERE
 
 
 @pytest.mark.parametrize("page", sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")))
