@@ -56,7 +56,7 @@ def two_photographs() -> None:
 
 
 def downloaded() -> None:
-    """What `weights=imagenet` would have left in torch's cache, of random weights, in the folder that TORCH_HOME names."""
+    """What `weights=imagenet` leaves in torch's cache (TORCH_HOME), of random weights."""
     torch.manual_seed(0)
     Path("torch/hub/checkpoints").mkdir(parents=True)
     torch.save(resnet("resnet18").state_dict(), Path("torch/hub/checkpoints", _HUB["resnet18"].rpartition("/")[2]))

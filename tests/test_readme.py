@@ -57,3 +57,53 @@ def test_links_lead_somewhere() -> None:
         assert anchor in [
             title.lower().replace(" ", "-").rstrip("?") for title in re.findall(r"^## (.*)$", README, re.M)
         ]
+
+
+ROWS = {
+    "the matcher alone": "no KBC",
+    "the matcher alone, 512 px": "no KBC, 512 px (cost 4)",
+    "KBC, the paper's rule": "`predicted`: the paper's rule",
+    "KBC, `fast` (default)": "`best`, fast",
+    "KBC, `balanced`": "`best`, balanced",
+    "KBC, `thorough`": "`best`, thorough",
+    "KBC around a bare function, `fast`": "a bare function, fast",
+    "KBC around a bare function, `thorough`": "a bare function, thorough",
+    "(the true window, the matcher's own points)": "true window, matcher's own points",
+}
+SETS = {
+    "wheels": "treadscan (24)",
+    "mice": "dlc-openfield (24)",
+    "cows and sheep": "livestock-small (24)",
+    "PF-WILLOW shrunk 3×": "pf-willow f=3 (48)",
+    "shrunk 5×": "pf-willow f=5 (48)",
+    "not shrunk": "pf-willow f=1 (48)",
+    "pairs made worse": "worse by > 10 points",
+}
+
+
+def tables(text: str) -> dict[tuple[str, str], str]:
+    """(row, column) → cell of the tables in a page; of a column that comes again, the first."""
+    found: dict[tuple[str, str], str] = {}
+    for head, rows in re.findall(r"^(\|.*\|)\n\|[-:| ]+\|\n((?:\|.*\|\n)+)", text, flags=re.MULTILINE):
+        names, *lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in [head, *rows.splitlines()]]
+        for cells in lines:
+            for name, cell in zip(names[1:], cells[1:], strict=True):
+                found.setdefault((cells[0].replace("**", ""), name), cell)
+    return found
+
+
+def test_the_table_s_figures_are_the_measured_ones() -> None:
+    shown = tables(README)
+    measured = tables((ROOT / "examples" / "results" / "localisation.md").read_text(encoding="utf-8"))
+    for row, source in ROWS.items():
+        for column, data_set in SETS.items():
+            if (row, column) != ("the matcher alone", "pairs made worse"):
+                assert shown[row, column] == measured[source, data_set], (row, column)
+
+
+def test_how_kbc_works_repeats_the_measured_figures() -> None:
+    measured = tables((ROOT / "examples" / "results" / "localisation.md").read_text(encoding="utf-8"))
+    before, after = (measured[row, "pf-willow f=1 (48)"] for row in ("no KBC", "no KBC, 512 px (cost 4)"))
+    assert f"PF-WILLOW as it is ({before} to {after})" in (ROOT / "docs" / "how_it_works.md").read_text(
+        encoding="utf-8"
+    )

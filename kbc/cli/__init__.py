@@ -98,12 +98,20 @@ COMMANDS = {
         "check a data set on disk, or say where data sets come from",
         ("kbc data sources", "kbc data check data/pf-willow"),
     ),
-    "train": Command("kbc.cli.train", "train KBCNet", ("kbc train kbcnet --config kbcnet-tiny --out runs/tiny",)),
+    "train": Command(
+        "kbc.cli.train",
+        "train KBCNet",
+        (
+            "kbc train kbcnet --config kbcnet-tiny --set steps=10 --set validate_pairs=8 --out runs/short",
+            "kbc train kbcnet --config kbcnet-tiny --out runs/tiny",
+        ),
+    ),
     "bench": Command(
         "kbc.cli.bench",
         "time the 4D convolutions, or KBC's own work, on this machine",
         (
             "kbc bench conv4d",
+            "kbc bench conv4d --quick",
             "kbc bench pipeline --inputs 518/14/384 --batch 1,16",
             "kbc bench pipeline --matcher resnet18 --option weights=resnet18.pth --device cuda --json -",
         ),
