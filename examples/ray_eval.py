@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kbc.cli import MISSING
 from kbc.cli.options import key_values
 from kbc.data import KINDS, Dataset, PairRecord, open_dataset
 from kbc.errors import MissingDependencyError
@@ -123,8 +125,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--address", help="of a running cluster, or auto; default: a local Ray")
     parser.add_argument("--out", default="runs/ray")
     args = parser.parse_args(arguments)
-    import ray
-
+    try:
+        import ray
+    except ImportError:
+        print('ray_eval: Ray Data is missing: pip install "kbc[ray]"', file=sys.stderr)
+        return MISSING
     ray.init(address=args.address, include_dashboard=False, ignore_reinit_error=True)
     dataset = open_dataset(args.data, args.root)
     run = Run(args.matcher, args.localizer, options=key_values(args.option))
