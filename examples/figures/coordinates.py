@@ -20,7 +20,7 @@ def main(path: str) -> None:
     enlarged = cv2.resize(image, (24, 16), interpolation=cv2.INTER_NEAREST)
     right = resize_points(spot, (4, 6), (16, 24))
 
-    figure, axes = viz.new_axes(1, 2, size=(5.2, 3.8))
+    figure, axes = viz.new_axes(1, 2, size=(5.2, 4.3))
     viz.draw_image(axes[0], image, title="6 × 4 pixels; the whole image is the box (0, 0, 6, 4)")
     viz.draw_box(axes[0], Box(4, 1, 5, 2), label="box (4, 1, 5, 2)", colour="tab:blue")
     for point, text in (((0, 0), "(0, 0)"), ((4, 1), "(4, 1)"), ((5, 3), "(5, 3)")):
@@ -32,7 +32,7 @@ def main(path: str) -> None:
         (16, 4, "tab:red", "4 · 4 = 16: off by 1.5 px"),
     ):
         axes[1].plot(x, y, "o", color=colour, markersize=5)
-        offset = (-90, -28) if colour == "black" else (-150, 14)
+        offset = (-90, -34) if colour == "black" else (-150, 14)
         axes[1].annotate(text, (x, y), offset, textcoords="offset points", fontsize=9, color=colour)
     for ax, (width, height), step in ((axes[0], (6, 4), 1), (axes[1], (24, 16), 4)):
         ax.set_xlim(-0.5 - 0.4 * step, width - 0.5 + 0.4 * step)
