@@ -188,8 +188,8 @@ class Labeller:
         """The best object; then again in the picture without what was found, as long as there is something sure."""
         likest = self._likest(category, target)
         found: list[FoundObject] = []
-        seen = target
         while len(found) < self.instances:
+            seen = _without([one.box for one in found], target)
             new = [one for one in self._asked(seen, likest) if one.sureness >= LEAST_SURE or not found]
             boxes = [one.box for one in (*found, *new)]
             scores = [2.0] * len(found) + [one.sureness for one in new]  # what was found before is not given up again
@@ -197,7 +197,6 @@ class Labeller:
             if not fresh:
                 break
             found += fresh
-            seen = _without([one.box for one in found], target)
         return found
 
     def _asked(self, target: Image, asked: Sequence[int], box: Box | None = None) -> list[FoundObject]:
@@ -280,12 +279,14 @@ def _confidence(result: MatchResult) -> Scores:
 
 
 def _without(boxes: Sequence[Box], image: Image) -> Image:
-    """The picture with its mean colour in the boxes' place."""
-    painted = image.copy()
+    """The picture with its mean colour in the boxes' place; as it is without any."""
+    if not boxes:
+        return image
+    painted, colour = image.copy(), image.mean(axis=(0, 1)).astype(np.uint8)
     for box in boxes:
         inside = box.grown(0.05 * box.longest).clipped(image_hw(image))
         x0, y0, x1, y1 = (round(edge) for edge in inside.xyxy)
-        painted[y0:y1, x0:x1] = image.mean(axis=(0, 1)).astype(np.uint8)
+        painted[y0:y1, x0:x1] = colour
     return painted
 
 
