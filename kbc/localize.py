@@ -20,8 +20,8 @@ from kbc.tuning import Tuning
 
 CANDIDATE_NMS_IOU = 0.5
 """Proposed boxes that overlap more than this are one."""
-SEARCH_RESERVE = 2.0
-"""What a search leaves of the budget: the fine passes that follow it."""
+SEARCH_RESERVE = 0.25
+"""Share of the budget, at least two calls, that a search leaves for the fine passes that look at what it found."""
 MAX_CANDIDATES = 3
 """Boxes that one pass proposes at most: what comes later wins by luck when it wins."""
 
@@ -72,17 +72,21 @@ def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
 
     The second finds what the coarse pass, which sees a small source in a few cells, cannot tell apart; the first finds
     what looks alike only at its own size. It is free for a matcher that shares features, which has both images anyway;
-    another pays one call, where its budget leaves two. From `balanced` on, the mirrored source is asked too. `thorough`
+    another pays one call, where its budget leaves two. From `balanced` on, the mirrored source is asked too: cropped
+    and, where next to nothing was found, whole, for a mirror image of equal size looks like itself only so. `thorough`
     adds `search` where the answers agree less than `search_below`.
     """
     found = consensus(states, probe)
-    for mirrored in (False, True) if probe.config.mirror and probe.limit > COST["fast"] else (False,):
+    mirrors = probe.config.mirror and probe.limit > COST["fast"]
+    for mirrored, whole in ((False, False), (True, False), (True, True)) if mirrors else ((False, False),):
         asked = []
         for index, state in enumerate(states):
-            source = state.source.mirror() if mirrored else state.source
-            request = Request(state, source, state.whole[1])
-            sure = mirrored and not probe.shares and found[index] and found[index][0].score >= probe.tuning.search_below
-            if not sure and state.cost + probe.price(request) + probe.least_price <= probe.limit + 1e-6:
+            source = state.whole[0] if whole else state.source
+            request = Request(state, source.mirror() if mirrored else source, state.whole[1])
+            score = found[index][0].score if found[index] else 0.0
+            below = probe.tuning.lost_below if whole else probe.tuning.search_below
+            wanted = score < below or (not whole and (probe.shares or not mirrored))
+            if wanted and state.cost + probe.price(request) + probe.least_price <= probe.limit + 1e-6:
                 asked.append((index, request))
         for index, candidates in _asked(states, asked, "crop", probe):
             found[index] = _merged(found[index] + [replace(one, mirrored=mirrored) for one in candidates])
@@ -112,11 +116,12 @@ def _searched(
     states: Sequence[PairState], probe: Probe, tiles: Sequence[tuple[float, float, float]]
 ) -> list[list[Candidate]]:
     """What the cropped source finds on tiles (top, left, side) of the target, fractions of its sides."""
+    reserve = max(SEARCH_RESERVE * probe.limit, 2.0)
     asked: list[tuple[int, Request]] = []
     for index, state in enumerate(states):
         requests = [Request(state, state.source, _tile(state, tile, probe)) for tile in tiles]
         price = sum(probe.price(request, requests[:i]) for i, request in enumerate(requests))
-        while requests and state.cost + price + SEARCH_RESERVE > probe.limit + 1e-6:
+        while requests and state.cost + price + reserve > probe.limit + 1e-6:
             price -= probe.price(requests[-1], requests[:-1])
             requests.pop()
         asked += [(index, request) for request in requests]

@@ -208,6 +208,8 @@ class KBCMatcher:
                         planned.append((work, request, name))
             if not planned:
                 continue
+            for work, _, _ in planned:
+                work.why_coarse = work.why_coarse if round_ else "coarse: failed"
             seen = probe.look([request for _, request, _ in planned])
             answered = [(w, one, name) for (w, _, name), one in zip(planned, seen, strict=True) if one is not None]
             judged = judge(
@@ -217,11 +219,22 @@ class KBCMatcher:
                 self.tuning,
             )
             for (work, _, _), found in zip(answered, judged, strict=True):
-                work.passes.append(found)
+                work.why_coarse = "coarse: refused"
+                if not self._contradicts(work, found):
+                    work.passes.append(found)
             for work in works:
                 work.passes.sort(key=lambda p: -p.worth(self.tuning))
-                if work.candidates:
-                    work.why_coarse = "coarse: refused" if work.passes else "coarse: failed"
+
+    def _contradicts(self, work: _Work, found: FinePass) -> bool:
+        """Whether a pass puts the object elsewhere than the coarse one does, and is not so much better."""
+        if work.whole is None or work.state.pair.target_box is not None:
+            return False
+        framing = work.state.framing
+        here, there = work.state.box_of(found.points[framing]), work.state.box_of(work.whole.points[framing])
+        if here is None or there is None or here.iou(there) > self.tuning.same_place:
+            return False
+        least = work.whole.worth(self.tuning) + self.config.accept_margin + self.tuning.elsewhere
+        return found.worth(self.tuning) <= least
 
     def _wanted(self, work: _Work, probe: Probe, round_: int) -> list[tuple[Request, str]]:
         """What to look at next, the most promising first."""

@@ -39,6 +39,10 @@ class Tuning:
         doubt: evidence below which a matcher that pays for every pair looks at the source mirrored; one that shares
             features always does, where the budget allows it.
         search_below: where the best proposal has fewer nats a point than this, `thorough` searches the whole target.
+        lost_below: where it has fewer even than this, `balanced` and `thorough` ask the whole source mirrored.
+        same_place: IoU above which two boxes of an object are one place.
+        elsewhere: what a fine pass that puts the object elsewhere than the coarse one must be worth more to be taken,
+            added to `accept_margin`.
         calibration: of the confidence: constant, then a weight for each of `kbc.confidence.CLUES`.
         least_evidence: worth below which a fine pass is refused: its answers agree on nothing.
         mirror_penalty: what a mirrored layout must be better, nats a point: symmetric things look right either way.
@@ -71,6 +75,9 @@ class Tuning:
     heard: float = 1.0
     doubt: float = 1.5
     search_below: float = 1.5
+    lost_below: float = 1.0
+    same_place: float = 0.1
+    elsewhere: float = 1.5
     least_evidence: float = 0.2
     calibration: tuple[float, ...] = (0.73, 2.34, -10.67, -1.01, 0.99, 0.84)
 

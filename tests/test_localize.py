@@ -11,6 +11,7 @@ import pytest
 import kbc
 from kbc.localize import LOCALIZERS
 from kbc.types import Match, Pair
+from tests.benchmarks.exact import CASES
 from tests.conftest import draw_scene
 
 POINTS = np.array([[40.0, 45.0], [90.0, 40.0], [65.0, 80.0], [45.0, 95.0], [95.0, 90.0]])
@@ -85,3 +86,37 @@ def test_an_object_that_is_not_there_is_refused() -> None:
     result = kbc.wrap(kbc.load_matcher("hog"), budget="balanced").match([Pair(pair.source, flat, pair.keypoints)])[0]
     assert set(result.origin) <= {"coarse: refused", "coarse: no window"}
     assert np.array_equal(result.keypoints, result.coarse)
+
+
+@pytest.mark.parametrize("scene", [2, 3])
+@pytest.mark.parametrize("budget", ["balanced", "thorough"])
+def test_a_mirror_image_of_equal_size_is_found(budget: str, scene: int) -> None:
+    pair, truth = CASES["mirrored"](scene)
+    result = kbc.wrap(kbc.load_matcher("hog"), budget=budget).match([pair])[0]
+    assert np.abs(result.keypoints - truth).max() < 2
+    assert result.target_window is not None
+
+
+class Elsewhere:
+    """Exact on the whole images; through a window it sees the object, less exactly, at a fifth in its corner."""
+
+    name = "elsewhere"
+    input_size = 128
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        found = []
+        for pair in pairs:
+            whole = pair.target.shape[:2] == (400, 600)
+            spread = np.random.default_rng(0).normal(0, 0.3, pair.keypoints.shape)
+            found.append(Match(pair.keypoints if whole else pair.keypoints * 0.2 + 4 + spread))
+        return found
+
+
+@pytest.mark.parametrize(("margin", "taken"), [(-1.5, False), (-10.0, True)])
+def test_another_place_than_the_coarse_one_must_be_better(margin: float, taken: bool) -> None:
+    image = draw_scene(4, (400, 600))
+    points = np.array([[300.0, 200.0], [340.0, 205.0], [335.0, 240.0], [305.0, 236.0]])
+    result = kbc.wrap(Elsewhere(), accept_margin=margin).match([Pair(image, image, points)])[0]
+    assert (result.target_window is not None) == taken
+    assert taken or np.allclose(result.keypoints, points)
+    assert taken or set(result.origin) == {"coarse: refused"}

@@ -43,12 +43,19 @@ SWEEPS: dict[str, list[Any]] = {
     "loose_share": [0.03, 0.1, 0.3],
     "mirror_penalty": [0.2, 0.45, 0.8],
     "heard": [0.3, 1.0, 2.0],
+    "search_below": [1.0, 1.5, 2.0],
+    "lost_below": [0.0, 0.75, 1.0],
+    "elsewhere": [-9.0, 1.0, 1.5, 2.0],
     "least_evidence": [-9.0, 0.2, 0.8],
 }
 PHOTOGRAPHS = ("pf-willow f=1", "pf-willow f=3", "livestock-small", "treadscan", "dlc-openfield")
 DRAWN = ("livestock-small", "dlc-openfield", "treadscan", "willow3")
 NOISES = (0.6, 1.2, 2.0)
-ROWS = {"fast": kbc.KBCConfig(), "balanced": kbc.KBCConfig(budget="balanced")}
+ROWS = {
+    "fast": kbc.KBCConfig(),
+    "balanced": kbc.KBCConfig(budget="balanced"),
+    "thorough": kbc.KBCConfig(budget="thorough"),
+}
 
 Example = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """Source, target, source points, target points."""
