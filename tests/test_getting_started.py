@@ -63,9 +63,8 @@ def downloaded() -> None:
 
 
 def to_label() -> None:
-    """A folder of three pictures, and an ImageNet file of random weights."""
-    torch.manual_seed(0)
-    torch.save(resnet("resnet18").state_dict(), "resnet18.pth")
+    """A folder of three pictures, and torch's cache with an ImageNet file."""
+    downloaded()
     Path("photos").mkdir()
     for number in (1, 2, 3):
         image = scene_pair(number, variation=0.3).source.image

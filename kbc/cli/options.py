@@ -16,7 +16,7 @@ from kbc.geometry import Box
 
 def add_matcher_options(parser: argparse.ArgumentParser, default: str | None = "hog") -> None:
     """--matcher NAME and --option KEY=VALUE."""
-    shown = f" (default: {default})" if default else ""
+    shown = f" (default: {default}, which needs no weights and finds little on photographs)" if default else ""
     parser.add_argument(
         "--matcher", default=default, type=matcher_reference, metavar="NAME",
         help=f"see `kbc matchers`, or your own as package.module:function{shown}",
