@@ -72,7 +72,7 @@ def _shell(text: str, page: Path, in_shell: bool) -> str:
         command = re.split(r"\s{2,}#", line)[0].strip()
         if not command:
             continue
-        if command.startswith("kbc ui "):
+        if command.split()[:2] == ["kbc", "ui"]:
             open_page(command, in_shell)
         elif command.startswith("kbc ") and not in_shell:
             out, said = io.StringIO(), io.StringIO()
