@@ -28,11 +28,11 @@ POINTS = "--points '9,9 30,9 9,30 30,30'"
 pytestmark = pytest.mark.slow
 
 NEEDS: dict[str, tuple[str, str]] = {
-    "viz": (f"kbc match a.png b.png {POINTS} --plot out.png", "written: out.png"),
+    "viz": (f"kbc match a.png b.png {POINTS} --plot out.png", "plain matches"),
     "completion": ("kbc completion bash", "_shtab_kbc"),
     "dino": (f"kbc match a.png b.png {POINTS} --matcher dino --option model=dino", "plain matches"),
     "ui": ("kbc ui", ""),
-    "formats": ("kbc transfer a.png b.png --points 'nose=9,9 tail=30,20' --out out.slp", "written: out.slp"),
+    "formats": ("kbc transfer a.png b.png --points 'nose=9,9 tail=30,20' --out out.slp", "out.slp: "),
     "train": ("kbc train kbcnet --set steps=2 --set validate_pairs=2 --workers 0 --tensorboard --out runs/short", ""),
     "ray": (f"python {ROOT}/examples/ray_eval.py --data coco --root my_photos --matcher hog --out runs/ray", "@0.1"),
 }
