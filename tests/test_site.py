@@ -36,6 +36,8 @@ PROBLEMS = """() => {
         const text = object.innerText.replace(object.querySelector(".doc-heading")?.innerText ?? "", "").trim();
         if (!text) problems.push(`an empty entry: ${object.innerText.trim()}`);
     }
+    for (const name of document.querySelectorAll(".doc-object td:first-child"))
+        if (name.innerText.trim().endsWith(",")) problems.push(`half an entry: ${name.innerText.trim()}`);
     for (const quote of document.querySelectorAll("blockquote blockquote blockquote"))
         problems.push(`an example that is no code: ${quote.innerText.slice(0, 60)}`);
     if (document.querySelector("article").innerText.includes("<!--")) problems.push("a comment that was not filled in");
