@@ -11,8 +11,10 @@ up, and `--noise` is the dial (on unshrunk PF-WILLOW the bare matcher has about 
 2.0 and 3.0; ResNet-18 has 47, DINOv2-B 64 to 70). A cell that sees half object, half background gets the mean of
 both: small objects fuse as in reality.
 
-What it does not model: left for right, the same part twice, look-alikes in the background, features that change with
-scale.
+`--confuse left-right=0.4` mixes into each place's features so much of its mirror image's on the object, `parts=0.5` of
+the place half the object away (the same part twice); with `background=0.3` the ground looks so much like the object.
+
+What it does not model: features that change with scale.
 """
 
 import argparse
@@ -69,6 +71,25 @@ def encoder(noise):
         return f
 
     return encode
+
+
+CONFUSIONS = ("left-right", "parts", "background")
+
+
+def confused(encode, kind, share):
+    """An encoder that takes places for others."""
+
+    def encode_confused(images):
+        other, inside = images.clone(), images[:, 2] > 0.5
+        if kind == "background":
+            other[:, 2] = torch.where(inside, images[:, 2], share)
+            return encode(other)
+        across = images[:, 0] * (1 + 2 * PAD) - PAD
+        across = 1 - across if kind == "left-right" else (across + 0.5) % 1
+        other[:, 0] = torch.where(inside, (across + PAD) / (1 + 2 * PAD), images[:, 0])
+        return (1 - share) * encode(images) + share * encoder(0.0)(other)
+
+    return encode_confused
 
 
 def spline(source, target, smooth=1e-3):
@@ -192,6 +213,7 @@ def main():
         default=["livestock-small", "livestock-mid", "dlc-openfield", "treadscan", "willow1", "willow3"],
     )
     a.add_argument("--function", action="store_true", help="hide the similarity maps: the matcher as a bare function")
+    a.add_argument("--confuse", metavar="KIND=SHARE", help=f"KIND: {', '.join(CONFUSIONS)}")
     a.add_argument(
         "--set",
         nargs="*",
@@ -211,7 +233,11 @@ def main():
             seen = Counter(p for p, _ in {(r.target_path, r.target_box) for r in data})
             drawn, asked = Drawn(data), [r for r in data if seen[r.target_path] == 1 or willow]
             asked = asked[:: max(len(asked) // a.pairs, 1)][: a.pairs]
-            matcher = kbc.from_features(encoder(noise), stride=STRIDE, size=SIZE, normalise=False)
+            encode = encoder(noise)
+            if a.confuse:
+                kind, share = a.confuse.split("=")
+                encode = confused(encode, kind, float(share))
+            matcher = kbc.from_features(encode, stride=STRIDE, size=SIZE, normalise=False)
             if a.function:
                 inner = matcher
                 matcher = hidden(inner)
