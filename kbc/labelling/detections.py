@@ -57,7 +57,7 @@ def read_detections(path: Path, images: Sequence[Path], labels: Labels) -> dict[
     seen, pictures, named = _read(path, labels)
     wanted = {category.name for category in labels.categories}
     found: dict[Path, list[Detection]] = {image: [] for image in images}
-    lookup, stated = by_name(images), cache(_stated)
+    lookup, stated = _finder(images), cache(_stated)
     for one in seen:
         name, size = (one.image_id, None) if isinstance(one.image_id, str) else pictures.get(one.image_id, ("", None))
         if not name:
@@ -102,7 +102,7 @@ def _read(path: Path, labels: Labels) -> tuple[list[_Seen], _Pictures, dict[int,
     return data.annotations, pictures, {one.id: one.name for one in data.categories}
 
 
-def by_name(images: Sequence[Path]) -> Callable[[str], Path | None]:
+def _finder(images: Sequence[Path]) -> Callable[[str], Path | None]:
     """Finds the picture whose path ends as a name does; None where none does.
 
     Raises:

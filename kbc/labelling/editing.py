@@ -19,7 +19,7 @@ from kbc.files import read_json, write_json
 from kbc.geometry import Box
 from kbc.labelling.detections import Detection
 from kbc.labelling.labels import Exemplar, Labels, read_labels
-from kbc.labelling.output import DIGITS, annotation_of, boxed
+from kbc.labelling.output import DIGITS, annotation_of, boxed, triples, vouched
 from kbc.labelling.pipeline import Labeller
 
 Progress = Callable[[int, int], None]
@@ -122,14 +122,14 @@ class LabelFile:
 
     def _shown(self, one: dict[str, Any]) -> dict[str, Any]:
         names = self._categories[one["category_id"]]["keypoints"]
-        rows = np.array([v or 0 for v in one.get("keypoints") or [0] * 3 * len(names)], dtype=np.float64)
+        rows = triples(one.get("keypoints") or [0] * 3 * len(names))
         scores = one.get("keypoint_scores")
         known = scores if isinstance(scores, list) and len(scores) == len(names) else [1.0] * len(names)
         score = one.get("score")
         return {
             **self._empty(one["image_id"], one["category_id"]),
             "id": one["id"],
-            "points": [[x, y, int(v)] for x, y, v in rows.reshape(-1, 3).tolist()],
+            "points": [[x, y, int(v)] for x, y, v in rows.tolist()],
             "scores": known,
             "score": float(score) if isinstance(score, (int, float)) else float(np.mean(known)),
             "box": one.get("bbox") or None,
@@ -176,18 +176,11 @@ class LabelFile:
             for x, y, v in points:
                 if v and not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
                     raise InputError(must_be("keypoints", f"inside the picture ({width}×{height})", (x, y)))
-            rows = [[round(x, DIGITS), round(y, DIGITS), v] if v else [0, 0, 0] for x, y, v in points]
-            box = Box.around(np.array([row[:2] for row in rows if row[2]], dtype=np.float64).reshape(-1, 2))
+            rows = np.array([[round(x, DIGITS), round(y, DIGITS), v] if v else [0.0] * 3 for x, y, v in points])
+            box = Box.around(rows[rows[:, 2] > 0, :2])
             given = one.get("bbox_kind") == "annotated" and one.get("bbox")
-            one.update(
-                keypoints=[value for row in rows for value in row],
-                num_keypoints=sum(v > 0 for *_, v in points),
-                **({} if given or box is None else boxed(box, "keypoint-extent")),
-                score=round(float(np.mean([v > 0 for *_, v in points])), 4),
-                keypoint_scores=[float(v > 0) for *_, v in points],
-                labelled=True,
-                exemplar=None,
-            )
+            one.update(vouched(rows), exemplar=None)
+            one.update({} if given or box is None else boxed(box, "keypoint-extent"))
             if one not in self.document["annotations"]:
                 self.document["annotations"].append(one)
             self._write()

@@ -16,6 +16,7 @@ import numpy as np
 
 from kbc.errors import InputError, MissingDependencyError, must_be
 from kbc.labelling.labels import Labels
+from kbc.labelling.output import triples
 
 SCORER = "kbc"
 """Whom DeepLabCut names as the one who labelled."""
@@ -69,8 +70,8 @@ def deeplabcut(document: Mapping[str, Any], folder: str) -> str:
     writer.writerow(["bodyparts", "", "", *(name for name in names for _ in "xy")])
     writer.writerow(["coords", "", "", *("x", "y") * len(names)])
     for image in document["images"]:
-        triples = _triples(found[image["id"]]) if image["id"] in found else np.zeros((len(names), 3))
-        cells = [cell for x, y, v in triples.tolist() for cell in ((x, y) if v else ("", ""))]
+        rows = triples(found[image["id"]]["keypoints"] if image["id"] in found else [0] * 3 * len(names))
+        cells = [cell for x, y, v in rows.tolist() for cell in ((x, y) if v else ("", ""))]
         writer.writerow(["labeled-data", folder, Path(image["file_name"]).name, *cells])
     return text.getvalue()
 
@@ -134,8 +135,8 @@ def _sleap_labels(document: Mapping[str, Any], base: Path, videos: list[list[Map
 
 
 def _instance(sleap: Any, one: Mapping[str, Any], skeleton: Any) -> Any:
-    triples = _triples(one)
-    points = np.where(triples[:, 2:] > 0, triples[:, :2], np.nan)
+    rows = triples(one["keypoints"])
+    points = np.where(rows[:, 2:] > 0, rows[:, :2], np.nan)
     if one["labelled"]:
         return sleap.Instance.from_numpy(points, skeleton=skeleton)
     scores = np.array(one["keypoint_scores"])
@@ -148,8 +149,3 @@ def _edges(category: Mapping[str, Any]) -> list[tuple[str, str]]:
     known = range(1, len(names) + 1)
     pairs = [one for one in category["skeleton"] if isinstance(one, (list, tuple)) and len(one) == 2]
     return [(names[a - 1], names[b - 1]) for a, b in pairs if a in known and b in known]
-
-
-def _triples(one: Mapping[str, Any]) -> Any:
-    """(N, 3) x, y, v of an annotation."""
-    return np.array(one["keypoints"], dtype=np.float64).reshape(-1, 3)

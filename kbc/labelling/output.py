@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kbc.geometry import Box, defined
 from kbc.labelling.labels import Category, LabelledObject, Labels
@@ -118,24 +119,30 @@ def annotation_of(found: FoundObject, category: Category) -> dict[str, Any]:
 
 
 def _labelled(own: LabelledObject) -> dict[str, Any]:
-    flat = [0 if value is None else value for value in own.keypoints]
-    rows = np.array(flat, dtype=np.float64).reshape(-1, 3)
-    seen = rows[:, 2] > 0
-    extent = Box.around(rows[seen, :2])
+    rows = triples(own.keypoints)
+    box, kind = Box.around(rows[rows[:, 2] > 0, :2]), "keypoint-extent"
     if own.bbox is not None:
         x, y, width, height = own.bbox
         box, kind = Box(x, y, x + width, y + height), "annotated"
-    else:
-        assert extent is not None  # an object without a single point is not among the labelled
-        box, kind = extent, "keypoint-extent"
+    assert box is not None  # an object without a single point is not among the labelled
+    return {**vouched(rows), **boxed(box, kind)}
+
+
+def vouched(rows: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Points (N, 3) x, y, v that a person set, as an annotation holds them: sure where v > 0."""
+    seen = rows[:, 2] > 0
     return {
-        "keypoints": flat,
+        "keypoints": [value for x, y, v in rows.tolist() for value in (x, y, int(v) if v.is_integer() else v)],
         "num_keypoints": int(seen.sum()),
-        **boxed(box, kind),
-        "score": 1.0,
-        "keypoint_scores": [float(known) for known in seen],
+        "score": round(float(seen.mean()), 4),
+        "keypoint_scores": seen.astype(float).tolist(),
         "labelled": True,
     }
+
+
+def triples(keypoints: Iterable[float | None]) -> npt.NDArray[np.float64]:
+    """COCO's flat list as (N, 3) x, y, v; 0 for null."""
+    return np.array([value or 0 for value in keypoints], dtype=np.float64).reshape(-1, 3)
 
 
 def boxed(box: Box, kind: str) -> dict[str, Any]:
@@ -161,10 +168,10 @@ def table(document: Mapping[str, Any]) -> str:
     for image in document["images"]:
         for number, one in enumerate(found[image["id"]], 1):
             category = categories[one["category_id"]]
-            triples = np.array(one["keypoints"], dtype=object).reshape(-1, 3)
+            rows, scores = triples(one["keypoints"]).tolist(), one["keypoint_scores"]
             cells = {
                 name: [x, y, score] if v else ["", "", score]
-                for name, (x, y, v), score in zip(category["keypoints"], triples, one["keypoint_scores"], strict=True)
+                for name, (x, y, v), score in zip(category["keypoints"], rows, scores, strict=True)
             }
             row = [cell for name in names for cell in cells.get(name, ["", "", ""])]
             writer.writerow([image["file_name"], number, category["name"], *row])

@@ -82,6 +82,13 @@ def test_a_correction_is_written_at_once_and_the_rest_stays(folder: Path) -> Non
     assert written(folder) == before
 
 
+def test_an_object_of_which_nothing_is_there_is_no_label(folder: Path) -> None:
+    file = LabelFile(folder / "keypoints.json")
+    shown = file.correct(Correction(id=2, keypoints=[(5.0, 5.0, 0)] * 5))
+    assert (shown["score"], shown["labelled"]) == (0.0, False)
+    assert next(o for o in written(folder)["annotations"] if o["id"] == 2)["keypoints"] == [0] * 15
+
+
 def test_what_is_corrected_is_a_label_and_what_was_found_is_none(folder: Path) -> None:
     assert [Path(str(o.image)).name for o in read_labels(folder / "keypoints.json").exemplars] == ["0.png"]
     file = LabelFile(folder / "keypoints.json")
