@@ -221,37 +221,31 @@ def _checksum(text: bytes) -> bytes:
 
 
 def _line(result: Transferred, key: str) -> dict[str, Any]:
-    return {
-        "key": key,
-        "size_hw": list(result.size_hw),
-        "error": result.error,
-        "objects": [
-            {
-                "category": one.category,
-                "keypoints": rows(one.keypoints),
-                "confidence": [float(value) for value in np.nan_to_num(one.confidence)],
-                "box": list(one.box.xyxy),
-                "given": one.given,
-                "exemplar": one.exemplar,
-                "window": None if one.window is None else list(one.window.xyxy),
-            }
-            for one in result.objects
-        ],
-    }
+    found = [
+        {
+            **{name: value for name, value in vars(one).items() if name != "names"},  # the category's
+            "keypoints": rows(one.keypoints),
+            "confidence": np.nan_to_num(one.confidence).tolist(),
+            "box": one.box.xyxy,
+            "window": None if one.window is None else one.window.xyxy,
+        }
+        for one in result.objects
+    ]
+    return {"key": key, "size_hw": result.size_hw, "error": result.error, "objects": found}
 
 
 def _from_line(line: Mapping[str, Any], image: Path, labeller: Labeller) -> Transferred:
     names = {one.name: one.keypoints for one in labeller.categories}
     found = [
         FoundObject(
-            one["category"],
-            names[one["category"]],
-            points(one["keypoints"]),
-            np.array(one["confidence"], dtype=np.float64),
-            Box.of(one["box"]),
-            one["given"],
-            one["exemplar"],
-            None if one["window"] is None else Box.of(one["window"]),
+            **one
+            | {
+                "names": names[one["category"]],
+                "keypoints": points(one["keypoints"]),
+                "confidence": np.array(one["confidence"], dtype=np.float64),
+                "box": Box.of(one["box"]),
+                "window": None if one["window"] is None else Box.of(one["window"]),
+            }
         )
         for one in line["objects"]
     ]
