@@ -216,18 +216,19 @@ def _report(
         build(plan, datasets, outcomes, protocols, shlex.join(["kbc", *getattr(args, "words", sys.argv[1:])]))
     )
     write_json(report.to_dict(), folder / "report.json")
-    with written_whole(folder / "report.md") as file:
-        file.write(render(report).encode())
-    made = [folder / "report.md", folder / "report.json"]
+    figures: list[Path] = []
     if args.figures != "none":
         from kbc.evaluation.charts import charts, pictures
 
         try:
-            made += charts(report, folder)
+            figures += charts(report, folder)
             if args.figures == "all":
-                made += pictures(report, datasets, complete(plan, datasets, outcomes), protocols, folder)
+                figures += pictures(report, datasets, complete(plan, datasets, outcomes), protocols, folder)
         except MissingDependencyError as error:
             print(f"no figures: {error}", file=sys.stderr)
+    with written_whole(folder / "report.md") as file:
+        file.write(render(report, [figure.name for figure in figures]).encode())
+    made = [folder / "report.md", folder / "report.json", *figures]
     measured = [outcome for outcome in outcomes if outcome.counts]
     failed = sum(outcome.failure is not None for outcome in outcomes)
     print(_overview(report) if len(report.datasets) > 1 else "\n".join(map(_short, report.datasets)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from kbc.evaluation.plan import GIVEN, OFF
@@ -26,9 +27,14 @@ def title(mode: str) -> str:
     return _MODES.get(mode, mode)
 
 
-def render(report: Report) -> str:
-    """What `report.md` holds."""
-    parts = [_head(report)]
+def render(report: Report, figures: Sequence[str] = ()) -> str:
+    """What `report.md` holds.
+
+    Args:
+        report: what was measured.
+        figures: names of pictures that lie beside it, shown after the first paragraph.
+    """
+    parts = [_head(report), *(f"![{Path(name).stem.replace('-', ' ')}]({name})" for name in figures)]
     parts += [_summary(report, matcher) for matcher in report.matchers]
     parts += [_dataset(report, dataset) for dataset in report.datasets]
     return "\n\n".join(parts) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -284,6 +285,8 @@ def test_the_whole_command(
     made = {path.name for path in out.iterdir()}
     assert {"report.json", "report.md", "pairs.jsonl", "bars.png", "size.png"} <= made
     assert {"matches-hog-cows.png", "matches-hog-cows-shrunk-2.png"} <= made
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)) == {name for name in made if name.endswith(".png")}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     for dataset in report["datasets"]:
         assert dataset["runs"]["hog best"]["per_image"]["0.1"] == (1.0 if dataset["name"] == "cows" else 0.0)
