@@ -77,8 +77,8 @@ def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
     adds `search` where the answers agree less than `search_below`.
     """
     found = consensus(states, probe)
-    mirrors = probe.config.mirror and probe.limit > COST["fast"]
-    for mirrored, whole in ((False, False), (True, False), (True, True)) if mirrors else ((False, False),):
+    looks = ((False, False), (True, False), (True, True))
+    for mirrored, whole in looks if probe.config.mirror and probe.limit > COST["fast"] else looks[:1]:
         asked = []
         for index, state in enumerate(states):
             source = state.whole[0] if whole else state.source

@@ -189,7 +189,7 @@ class KBCMatcher:
 
     def _target_seems_small(self, work: _Work) -> bool:
         assert work.whole is not None
-        box = work.state.box_of(work.whole.points[work.state.framing])
+        box = _box(work, work.whole)
         return box is not None and is_small(box, work.state.target_hw, self.config)
 
     def _window(self, work: _Work, box: Box, probe: Probe) -> Window:
@@ -208,8 +208,9 @@ class KBCMatcher:
                         planned.append((work, request, name))
             if not planned:
                 continue
-            for work, _, _ in planned:
-                work.why_coarse = work.why_coarse if round_ else "coarse: failed"
+            if round_ == 0:
+                for work, _, _ in planned:
+                    work.why_coarse = "coarse: failed"  # unless an answer comes
             seen = probe.look([request for _, request, _ in planned])
             answered = [(w, one, name) for (w, _, name), one in zip(planned, seen, strict=True) if one is not None]
             judged = judge(
@@ -229,8 +230,7 @@ class KBCMatcher:
         """Whether a pass puts the object elsewhere than the coarse one does, and is not so much better."""
         if work.whole is None or work.state.pair.target_box is not None:
             return False
-        framing = work.state.framing
-        here, there = work.state.box_of(found.points[framing]), work.state.box_of(work.whole.points[framing])
+        here, there = _box(work, found), _box(work, work.whole)
         if here is None or there is None or here.iou(there) > self.tuning.same_place:
             return False
         least = work.whole.worth(self.tuning) + self.config.accept_margin + self.tuning.elsewhere
@@ -264,7 +264,7 @@ class KBCMatcher:
 
     def _varied(self, work: _Work, best: FinePass, probe: Probe) -> list[tuple[Window, Window, str]]:
         """The best window wider and narrower on both sides: other cuts err otherwise."""
-        box = work.state.box_of(best.points[work.state.framing])
+        box = _box(work, best)
         if box is None or box.longest <= 0:
             return []
         found = []
@@ -276,7 +276,7 @@ class KBCMatcher:
         return found
 
     def _around(self, work: _Work, best: FinePass, probe: Probe) -> Window:
-        box = work.state.box_of(best.points[work.state.framing])
+        box = _box(work, best)
         return self._window(work, box if box is not None and box.longest > 0 else best.seen.target.box, probe)
 
     def _accept(self, works: Sequence[_Work]) -> None:
@@ -293,6 +293,11 @@ class KBCMatcher:
         found = together([work.state for work, _ in answered], passes, self.tuning)
         for (work, _), answer in zip(answered, found, strict=True):
             work.answer = answer
+
+
+def _box(work: _Work, found: FinePass) -> Box | None:
+    """Where a pass puts the object in the target."""
+    return work.state.box_of(found.points[work.state.framing])
 
 
 def _result(work: _Work, config: KBCConfig, seconds: dict[str, float]) -> MatchResult:

@@ -33,7 +33,7 @@ CROWDED = ("dlib-faces", "coco-person", "glue-tubes")
 COUNTS = (1, 3, 5, 10)
 ASKED_OF_TEN = 3
 DEFAULT_WAY = f"{ASKED_OF_TEN} of 10"
-SEVERAL = ("dlib-faces", "coco-person", "glue-tubes", "treadscan")
+SEVERAL = (*CROWDED, "treadscan")
 """Sets that have pictures with several annotated objects."""
 MOST_INSTANCES = 10
 """Objects that are looked for in a picture without boxes: the number is not known either."""
