@@ -11,10 +11,11 @@ start it on the head node (`ray start --head`) with `--address auto`.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from kbc.cli import transfer
+from kbc.cli import MISSING, transfer
 from kbc.labelling import Labeller, Transferred
 from kbc.labelling.job import Task, Workers
 
@@ -54,8 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gpus", type=float, default=0, help="share of a GPU for each worker")
     parser.add_argument("--address", help="of a running cluster, or auto; default: a local Ray")
     args = parser.parse_args(arguments)
-    import ray
-
+    try:
+        import ray
+    except ImportError:
+        print('ray_transfer: Ray is missing: pip install "kbc[ray]"', file=sys.stderr)
+        return MISSING
     ray.init(address=args.address, include_dashboard=False, ignore_reinit_error=True)
     return transfer.run(args, partial(RayWorkers, gpus=args.gpus))
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
@@ -140,6 +140,26 @@ def output_file(path: str | os.PathLike[str], argument: str = "path") -> Path:
         hint = "check the path" if exists else "make the folder first"
         raise InputError(must_be(argument, "in a folder that can be written to", repr(str(path)), hint))
     return path
+
+
+def refuse_overwriting(outputs: Mapping[str, object], inputs: Iterable[object]) -> None:
+    """Refuse to write into what is read, or two results into one file; to be asked before the work.
+
+    Args:
+        outputs: option → path; None and "-" are no files.
+        inputs: paths of what is read; None is none.
+
+    Raises:
+        InputError: an output is one of the inputs, under whatever name, or another output.
+    """
+    taken = {_resolved(Path(str(path))): f"{str(path)!r}, which is read" for path in inputs if path is not None}
+    for option, given in outputs.items():
+        if given is None or str(given) == "-" or _written_straight(Path(str(given))):
+            continue
+        path = _resolved(Path(str(given)))
+        if path in taken:
+            raise InputError(must_be(option, "a file of its own", taken[path], "choose another name"))
+        taken[path] = f"{str(given)!r}, as {option} is"
 
 
 def output_folder(path: str | os.PathLike[str], argument: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kbc.errors import InputError
-from kbc.files import output_file, output_folder, write_json, written_whole
+from kbc.files import output_file, output_folder, refuse_overwriting, write_json, written_whole
 
 
 def mode(path: Path) -> int:
@@ -86,6 +86,17 @@ def test_names_that_cannot_be_are_refused(tmp_path: Path, name: str) -> None:
             refuse(f"{tmp_path}/{name}", "--json")
     with pytest.raises(InputError, match="`--out` must be a folder that can be written to"):
         output_folder(f"{tmp_path}/{name}", "--out")
+
+
+def test_an_output_that_is_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("a.json")
+    for name in ("a.json", "link.json", "sub/../a.json"):
+        with pytest.raises(InputError, match="`--out` must be a file of its own"):
+            refuse_overwriting({"--out": tmp_path / name}, [None, tmp_path / "a.json"])
+    with pytest.raises(InputError, match=r"`--review` must be a file of its own.*as --out is"):
+        refuse_overwriting({"--out": tmp_path / "b", "--review": tmp_path / "c" / ".." / "b"}, [])
+    refuse_overwriting({"--json": "/dev/stdout", "--plot": "/dev/stdout", "--out": "-", "--review": None}, ["-"])
 
 
 def write_json_to(path: str, argument: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def detect(folder: Path) -> str:
     Raises:
         DataError: no folder, or none of the known layouts.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(must_be("DIR", "an existing folder", repr(str(folder)), "check the path"))
     has = [(folder / name).exists() for name in ("PairAnnotation", "Layout")]
     if has[0]:

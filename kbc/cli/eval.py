@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 import time
@@ -314,7 +315,7 @@ def _floats(option: str, text: str) -> list[float]:
 def _frame(text: str) -> Frame:
     if text == "original":
         return "original"
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    found = re.fullmatch("([0-9]{1,6})x([0-9]{1,6})", text.lower())
+    if found is None:
         raise InputError(must_be("--frame", "original or HxW", repr(text)))
-    return int(height), int(width)
+    return int(found[1]), int(found[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
 import threading
 import webbrowser
@@ -20,7 +21,7 @@ from kbc.data.records import explain
 from kbc.errors import InputError, KBCError, must_be
 from kbc.images import load_image, require_cv2
 from kbc.labelling.editing import Correction, LabelFile, Which
-from kbc.labelling.pipeline import ASK, Labeller
+from kbc.labelling.pipeline import Labeller
 
 MAX_BODY = 1_000_000
 """Bytes of one request: a correction of a thousand points is a tenth of that."""
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     root = None if args.root is None else Path(args.root)
     labels = LabelFile(Path(args.labels), root)
+    for problem in labels.problems:
+        print(f"note: {problem}; passed over", file=sys.stderr)
     made_by = None if args.matcher is None else {"matcher": args.matcher, "options": key_values(args.option)}
     server = LabelServer(labels, made_by, args.host, args.port)
     print(f"kbc ui: {server.url} ; Ctrl-C ends it", file=sys.stderr)
@@ -82,6 +85,8 @@ class LabelServer(ThreadingHTTPServer):
             except (OSError, OverflowError) as error:
                 failed = error
         else:
+            if isinstance(failed, socket.gaierror):
+                raise InputError(must_be("--host", "an address of this machine", f"{host!r} ({failed.strerror})"))
             raise InputError(must_be("--port", f"free on {host}", str(failed), "name another one"))
         self.url = f"http://{host}:{self.server_address[1]}"
 
@@ -93,14 +98,15 @@ class LabelServer(ThreadingHTTPServer):
         """
         from kbc import load_matcher, wrap
 
-        info = self.labels.document.get("info")
-        said = info.get("kbc") if isinstance(info, dict) else None
-        known = said if isinstance(said, dict) else {}
-        made_by = self.made_by or {"matcher": "hog", "options": {}, **known}
+        said = self.labels.made_by()
+        if self.made_by is None and (":" in said.matcher or "checkout" in said.options):
+            hint = f"if you trust it, begin anew with --matcher {said.matcher} and its --option"
+            received = f"{said.matcher!r}, which runs code that the file names"
+            raise InputError(must_be("matcher", "named on the command line", received, hint))
+        made_by = self.made_by or {"matcher": said.matcher, "options": said.options}
+        matcher = wrap(load_matcher(made_by["matcher"], **made_by["options"]), **said.config)
         exemplars = self.labels.labels().exemplars
-        matcher = wrap(load_matcher(made_by["matcher"], **made_by["options"]), **known.get("config", {}))
-        numbers = known.get("instances", 1), known.get("asked", ASK), known.get("min_confidence", 0.0)
-        labeller = Labeller(exemplars, matcher, *numbers)
+        labeller = Labeller(exemplars, matcher, said.instances, said.asked, said.min_confidence)
         self.again.start(lambda: self.labels.transfer_again(labeller, self.again.progress))
 
 
@@ -124,6 +130,9 @@ class Again:
             work()
         except KBCError as error:
             self.error = without_folders(str(error))
+        except Exception:
+            self.error = "it failed in a way that kbc does not know; the terminal says where"
+            raise
 
     def progress(self, done: int, total: int) -> None:
         """Called by the work."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from kbc.cli import two_columns
 from kbc.cli.options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box
 from kbc.cli.points import POINTS_HELP, NamedPoints, parse_points
 from kbc.errors import InputError, must_be
-from kbc.files import output_file, write_json
+from kbc.files import is_file, output_file, refuse_overwriting, write_json
 from kbc.geometry import Box, defined
 from kbc.images import turned
 from kbc.types import Match, MatchResult, Origin, Pair
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         from kbc import viz
 
         viz.picture_file(args.plot, "--plot")
+    refuse_overwriting({"--json": args.json, "--plot": args.plot}, [args.source, args.target, args.points])
     pair = Pair(args.source, args.target, given.points, source_box, target_box)
     result = match(pair, args.matcher, options, None if args.no_kbc else settings)
     if least is not None and isinstance(result, MatchResult):
@@ -111,7 +113,7 @@ def one_picture(target: str) -> None:
         InputError: it is one.
     """
     path = Path(target)
-    if path.is_dir() or path.suffix.lower() == ".txt" or (set("*?[") & set(target) and not path.exists()):
+    if os.path.isdir(target) or path.suffix.lower() == ".txt" or (set("*?[") & set(target) and not is_file(path)):
         hint = f'many pictures: kbc transfer SOURCE {target!r} --points "NAME=X,Y …" --out keypoints.json'
         raise InputError(must_be("TARGET", "one picture", repr(target), hint))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,10 @@ from kbc.cli.options import (
     parse_box,
 )
 from kbc.cli.points import NAMED_POINTS_HELP, parse_named_points
+from kbc.data.records import Problems
 from kbc.errors import InputError, counted, must_be
 from kbc.evaluation.plan import parse_shard
-from kbc.files import output_file, write_json, written_whole
+from kbc.files import output_file, refuse_overwriting, write_json, written_whole
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
 from kbc.labelling.job import WHOLE, Job, Workers
@@ -27,6 +29,7 @@ from kbc.labelling.labels import Exemplar, label_picture
 from kbc.labelling.output import coco, image_base, table
 from kbc.labelling.pipeline import ASK
 from kbc.labelling.review import review_page
+from kbc.matchers.registry import content_digests
 from kbc.progress import progress_bar
 
 HELP = (
@@ -88,14 +91,21 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
     review = None if args.review is None else output_file(args.review, "--review")
     labels = _labels(args)
     images = _pictures(args, labels)
+    refuse_overwriting(
+        {"--out": out, "--review": review},
+        [args.labels, args.boxes, args.points, *images, *(one.image for one in labels.exemplars)],
+    )
     for option, value in (("--instances", args.instances), ("--exemplars", args.exemplars), ("--jobs", args.jobs)):
         if value < 1:
             raise InputError(must_be(option, "at least 1", value))
-    boxes = read_detections(Path(args.boxes), images, labels) if args.boxes else None
+    problems = Problems(labels.problems)
+    boxes = read_detections(Path(args.boxes), images, labels, problems) if args.boxes else None
+    for problem in problems:
+        print(f"note: {problem}", file=sys.stderr)
     if boxes is not None and args.instances != 1:
         raise InputError(must_be("--instances", "not given together with --boxes", args.instances))
     if kind in ("dlc", "slp", "labelstudio"):
-        refuse_what_cannot_be_held(kind, labels, args.instances > 1 or boxes is not None)
+        refuse_what_cannot_be_held(kind, labels, images, args.instances > 1 or boxes is not None)
     options, config = key_values(args.option), kbc_options(args)
     numbers = (args.instances, args.exemplars, args.min_confidence)
     build = partial(build_labeller, labels.exemplars, args.matcher, options, config, numbers)
@@ -110,7 +120,8 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
             with written_whole(review, "--review") as file:
                 file.writelines(piece.encode() for piece in review_page(fresh, labels.exemplars))
 
-    job = Job(labels, images, out, boxes, made_by, parse_shard(args.shard) if args.shard else WHOLE)
+    settings = {**made_by, "content": content_digests(args.matcher, options)}
+    job = Job(labels, images, out, boxes, settings, parse_shard(args.shard) if args.shard else WHOLE)
     with progress_bar("picture", not args.quiet) as bar:
         results = job.run(workers, write, lambda done, total: bar(done, total, ""))
     failed = [one for one in results if one.error]
@@ -149,7 +160,7 @@ def _output(args: argparse.Namespace) -> tuple[Path, str]:
 
 def _pictures(args: argparse.Namespace, labels: Labels) -> list[Path]:
     """The pictures that are named, or those that the COCO file names; at least one of them without labels."""
-    images = find_images(args.images) if args.images else sorted(labels.numbers.values())
+    images = find_images(args.images) if args.images else sorted(set(labels.numbers.values()))
     if all(image in labels.labelled for image in images):
         hint = "name others" if args.images else "name pictures after LABELS"
         raise InputError(must_be("IMAGES", "pictures that are not labelled yet", "none", hint))
@@ -204,9 +215,10 @@ def _write(results: list[Transferred], labels: Labels, out: Path, kind: str, pro
             file.write(text.encode())
     else:
         base = image_base(out, [Path(str(one.image)) for one in results])
-        part = out.with_name(f".{out.stem}.part{out.suffix}")
-        (write_sleap if kind == "slp" else write_label_studio)(document, base, part)
-        part.replace(out)
+        with tempfile.TemporaryDirectory() as folder, written_whole(out, "--out") as file:
+            part = Path(folder) / out.name  # sleap-io wants a path
+            (write_sleap if kind == "slp" else write_label_studio)(document, base, part)
+            file.write(part.read_bytes())
 
 
 def _summary(results: list[Transferred], labels: Labels, out: Path) -> str:

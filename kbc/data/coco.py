@@ -36,7 +36,7 @@ from kbc.geometry import Box, Points, defined
 MAX_PAIRS = 20_000
 """Pairs that are formed where no file lists them; more instances give evenly spread ones of all possible pairs."""
 
-_Four: TypeAdapter[list[float]] = TypeAdapter(Annotated[list[float], Field(min_length=4, max_length=4)])
+CocoBox: TypeAdapter[list[float]] = TypeAdapter(Annotated[list[float], Field(min_length=4, max_length=4)])
 
 
 class CocoImage(Record):
@@ -92,6 +92,7 @@ class _Pairs(Record):
 _FAR = 10**9  # pixels: no picture has such a side
 
 _E = TypeVar("_E", CocoImage, CocoAnnotation, CocoCategory)
+_M = TypeVar("_M", bound=Record)
 
 
 def read_coco(path: Path, problems: Problems) -> CocoFile:
@@ -101,22 +102,39 @@ def read_coco(path: Path, problems: Problems) -> CocoFile:
         DataError: the file is no JSON object with the lists `images`, `annotations` and `categories`.
     """
     data = files.read_json(path)
-
-    def entries(name: str, model: type[_E]) -> tuple[_E, ...]:
-        listed = data.get(name) if isinstance(data, dict) else None
-        if not isinstance(listed, list):
-            raise DataError(f"{path}: must be a JSON object with the list {name!r}, as COCO's keypoint files are")
-        found = []
-        for number, entry in enumerate(listed):
-            try:
-                found.append(model.model_validate(entry))
-            except ValidationError as error:
-                problems.add(f"{path.name}, {name}.{number}", explain(error))
-        return _unique(found, name, problems)
-
     return CocoFile(
-        entries("images", CocoImage), entries("annotations", CocoAnnotation), entries("categories", CocoCategory)
+        unique_entries(data, "images", CocoImage, path, problems),
+        unique_entries(data, "annotations", CocoAnnotation, path, problems),
+        unique_entries(data, "categories", CocoCategory, path, problems),
     )
+
+
+def unique_entries(data: Any, name: str, model: type[_E], path: Path, problems: Problems) -> tuple[_E, ...]:
+    """The entries of a list in a COCO file that can be used, and whose ids stand for nothing else.
+
+    Raises:
+        DataError: there is no such list.
+    """
+    return _unique(
+        entries(data.get(name) if isinstance(data, dict) else None, name, model, path, problems), name, problems
+    )
+
+
+def entries(listed: Any, name: str, model: type[_M], path: Path, problems: Problems) -> list[_M]:
+    """The entries of a list as checked models; a broken one becomes a problem.
+
+    Raises:
+        DataError: it is no list.
+    """
+    if not isinstance(listed, list):
+        raise DataError(f"{path}: must be a JSON object with the list {name!r}, as COCO's keypoint files are")
+    found = []
+    for number, entry in enumerate(listed):
+        try:
+            found.append(model.model_validate(entry))
+        except ValidationError as error:
+            problems.add(f"{path.name}, {name}.{number}", explain(error))
+    return found
 
 
 def _unique(entries: Sequence[_E], name: str, problems: Problems) -> tuple[_E, ...]:
@@ -215,7 +233,7 @@ def open_coco(
     reader = CocoReader(folder, data, problems, visible)
     wanted = inside(base, pairs or "pairs.json", "pairs")
     notes = []
-    if pairs or wanted.is_file():
+    if pairs or files.is_file(wanted):
         listed = [(a, b) for a, b in read_json(wanted, _Pairs).pairs]
     else:
         listed, possible = reader.all_pairs(min_points, max_pairs)
@@ -364,7 +382,7 @@ class CocoReader:
         points = self._points(annotation)
         if annotation.bbox is not None:
             try:
-                box = box_xywh(_Four.validate_python(annotation.bbox), f"bbox of annotation {number}")
+                box = box_xywh(CocoBox.validate_python(annotation.bbox), f"bbox of annotation {number}")
                 return path, points, box, annotation.bbox_kind
             except (DataError, ValidationError) as error:
                 expected = f"bbox of annotation {number} must be four numbers x, y, width, height"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from kbc import __version__
 from kbc.data import Dataset, open_dataset, shrink
 from kbc.errors import DataError, InputError, must_be
 from kbc.evaluation.outcomes import Outcome
-from kbc.files import output_folder, read_json, tree_digest, write_json
+from kbc.files import output_folder, read_json, write_json
 from kbc.matchers.protocol import Matcher
 
 if TYPE_CHECKING:
@@ -134,20 +135,19 @@ class Plan:
             bare.build()
 
     def content(self, datasets: Sequence[Dataset]) -> dict[str, str]:
-        """Digests of what the plan only names: the data sets, and the files and folders among the matchers' options.
+        """Digests of what the plan only names: the data sets, and `content_digests` of the matchers.
 
-        Of a folder (a checkout) its Python files count. Results depend on the version of kbc too.
+        Results depend on the version of kbc too.
 
         Args:
             datasets: `self.open()`.
         """
-        named = {str(value) for run in self.runs for value in run.options.values() if isinstance(value, str | Path)}
-        files = {name: tree_digest(Path(name).expanduser()) for name in sorted(named) if name}
-        return {
-            "kbc": __version__,
-            **{f"data set {dataset.name}": dataset.digest() for dataset in datasets},
-            **{name: digest for name, digest in files.items() if digest},
-        }
+        from kbc.matchers.registry import content_digests
+
+        found = {"kbc": __version__, **{f"data set {dataset.name}": dataset.digest() for dataset in datasets}}
+        for run in self.runs:
+            found |= content_digests(run.matcher, run.options)
+        return found
 
     def claim(self, folder: Path, datasets: Sequence[Dataset]) -> None:
         """Write the plan into the folder, or check that the one whose results are there is the same.
@@ -205,7 +205,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     Raises:
         InputError: not i/n with 1 ≤ i ≤ n.
     """
-    head, _, tail = text.partition("/")
-    if not (head.isdigit() and tail.isdigit() and 1 <= int(head) <= int(tail)):
+    found = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise InputError(must_be("shard", "i/n with 1 ≤ i ≤ n", repr(text)))
-    return int(head) - 1, int(tail)
+    return int(found[1]) - 1, int(found[2])

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, TypeAlias
 
-from pydantic import Field, RootModel
+from pydantic import Field
 
-from kbc.data.coco import CocoCategory, CocoImage
-from kbc.data.records import Record, box_xywh, checked
+from kbc.data.coco import CocoCategory, CocoImage, entries, unique_entries
+from kbc.data.records import Problems, Record, box_xywh
 from kbc.errors import DataError, must_be
 from kbc.files import read_json
 from kbc.geometry import Box
@@ -33,48 +33,61 @@ class _Seen(Record):
     category_id: int | None = None
 
 
-class _SeenList(RootModel[list[_Seen]]):
-    """COCO's results format."""
+_Pictures: TypeAlias = dict[int, tuple[str, tuple[int, int] | None]]
+"""COCO's number of a picture → its name and (height, width), where known."""
 
 
-class _SeenFile(Record):
-    images: list[CocoImage]
-    annotations: list[_Seen]
-    categories: tuple[CocoCategory, ...] = ()
-
-
-def read_detections(path: Path, images: Sequence[Path], labels: Labels) -> dict[Path, tuple[Detection, ...]]:
+def read_detections(
+    path: Path, images: Sequence[Path], labels: Labels, problems: Problems
+) -> dict[Path, tuple[Detection, ...]]:
     """A detector's boxes for each of the pictures, from COCO JSON; () where it has none.
 
     Either a whole COCO file, or COCO's results format: a list of `image_id`, `bbox` (x, y, width, height) and perhaps
     `category_id`. In the latter an `image_id` is a number in LABELS, or a picture's file name, and a `category_id` one
-    of LABELS. Boxes of other pictures and of categories that LABELS has no exemplar of are passed over.
+    of LABELS. Boxes of other pictures and of categories that LABELS has no exemplar of are passed over. An entry that
+    is broken, empty, outside its picture or of a number that is not known becomes a problem; the others are used.
+
+    Args:
+        problems: where those are noted.
 
     Raises:
-        DataError: the file cannot be read, a box is empty or lies outside its picture, a number is not known, or no
-            box is left.
+        DataError: the file cannot be read, or no box is left.
     """
-    seen, pictures, named = _read(path, labels)
+    seen, pictures, named = _read(path, labels, problems)
     wanted = {category.name for category in labels.categories}
     found: dict[Path, list[Detection]] = {image: [] for image in images}
     lookup, stated = _finder(images), cache(_stated)
     for one in seen:
-        name, size = (one.image_id, None) if isinstance(one.image_id, str) else pictures.get(one.image_id, ("", None))
-        if not name:
-            hint = "a number is one of the file's own `images`, or of LABELS; a name works as well"
-            raise DataError(must_be(f"image_id in {path}", "of a known picture", one.image_id, hint))
-        box, image = box_xywh(one.bbox, f"bbox of {name} in {path}"), lookup(name)
-        sizes = ([] if image is None else stated(image)) if size is None else [size]
-        if sizes and not any(box.clipped(hw).area > 0 for hw in sizes):
-            expected = f"a box that meets the picture ({sizes[0][1]}×{sizes[0][0]})"
-            raise DataError(must_be(f"bbox of {name} in {path}", expected, one.bbox, "COCO's is x, y, width, height"))
+        try:
+            name, box = _checked(one, pictures)
+            image = lookup(name)
+            size = pictures[one.image_id][1] if isinstance(one.image_id, int) else None
+            sizes = ([] if image is None else stated(image)) if size is None else [size]
+            if sizes and not any(box.clipped(hw).area > 0 for hw in sizes):
+                expected = f"a box that meets the picture ({sizes[0][1]}×{sizes[0][0]})"
+                hint = "COCO's is x, y, width, height"
+                raise DataError(must_be(f"bbox of {name}", expected, one.bbox, hint))
+        except DataError as error:
+            problems.add(path.name, error)
+            continue
         category = None if one.category_id is None else named.get(one.category_id, "")
         if image is not None and (category is None or category in wanted):
             found[image].append(Detection(box, category))
     if not any(found.values()):
+        for problem in problems:
+            raise DataError(f"{path}: {problem}")
         hint = f"of the categories {', '.join(sorted(wanted))}; pictures are told by their file names"
         raise DataError(must_be("--boxes", "boxes in the pictures given", f"none of them in {path}", hint))
     return {image: tuple(boxes) for image, boxes in found.items()}
+
+
+def _checked(one: _Seen, pictures: _Pictures) -> tuple[str, Box]:
+    """The name of the picture that a box is in, and the box."""
+    name = one.image_id if isinstance(one.image_id, str) else pictures.get(one.image_id, ("", None))[0]
+    if not name:
+        hint = "a number is one of the file's own `images`, or of LABELS; a name works as well"
+        raise DataError(must_be("image_id", "of a known picture", one.image_id, hint))
+    return name, box_xywh(one.bbox, f"bbox of {name}")
 
 
 def _stated(image: Path) -> list[tuple[int, int]]:
@@ -87,19 +100,17 @@ def _stated(image: Path) -> list[tuple[int, int]]:
     return [] if size is None else [size, size[::-1]]
 
 
-_Pictures: TypeAlias = dict[int, tuple[str, tuple[int, int] | None]]
-"""COCO's number of a picture → its name and (height, width), where known."""
-
-
-def _read(path: Path, labels: Labels) -> tuple[list[_Seen], _Pictures, dict[int, str]]:
+def _read(path: Path, labels: Labels, problems: Problems) -> tuple[list[_Seen], _Pictures, dict[int, str]]:
     """Boxes, what the numbers of pictures mean, and those of categories."""
     content = read_json(path)
     if isinstance(content, list):
         pictures: _Pictures = {n: (str(p), labels.sizes.get(p)) for n, p in labels.numbers.items()}
-        return checked(content, _SeenList, path).root, pictures, {one.id: one.name for one in labels.categories}
-    data = checked(content, _SeenFile, path)
-    pictures = {one.id: (one.file_name, one.size_hw) for one in data.images}
-    return data.annotations, pictures, {one.id: one.name for one in data.categories}
+        seen = entries(content, "boxes", _Seen, path, problems)
+        return seen, pictures, {one.id: one.name for one in labels.categories}
+    images = unique_entries(content, "images", CocoImage, path, problems)
+    seen = entries(content.get("annotations"), "annotations", _Seen, path, problems)
+    named = unique_entries({"categories": [], **content}, "categories", CocoCategory, path, problems)
+    return seen, {one.id: (one.file_name, one.size_hw) for one in images}, {one.id: one.name for one in named}
 
 
 def _finder(images: Sequence[Path]) -> Callable[[str], Path | None]:

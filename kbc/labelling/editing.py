@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from kbc.data.coco import read_coco
+from kbc.data.coco import CocoAnnotation, CocoBox, read_coco
 from kbc.data.records import Problems, Record, box_xywh, checked, inside
 from kbc.errors import DataError, InputError, must_be
 from kbc.files import read_json, write_json
@@ -20,7 +20,7 @@ from kbc.geometry import Box
 from kbc.labelling.detections import Detection
 from kbc.labelling.labels import Exemplar, Labels, read_labels
 from kbc.labelling.output import DIGITS, annotation_of, boxed, triples, vouched
-from kbc.labelling.pipeline import Labeller
+from kbc.labelling.pipeline import ASK, Labeller
 
 Progress = Callable[[int, int], None]
 """Called with (pictures done, pictures in all)."""
@@ -45,6 +45,17 @@ class Which(Record):
     id: int
 
 
+class MadeBy(Record):
+    """How the file says that it was made: what `transfer_again` needs of it."""
+
+    matcher: str = "hog"
+    options: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+    instances: int = 1
+    asked: int = ASK
+    min_confidence: float = 0.0
+
+
 class _Info(Record):
     images: Annotated[str, Field(max_length=4096)] = "."
 
@@ -59,44 +70,65 @@ class LabelFile:
         root: folder that its file names start from; by default the one that the file names, else its own.
 
     Raises:
-        DataError: it cannot be read, or something in it is broken.
+        DataError: it cannot be read, or no category names keypoints.
+
+    Attributes:
+        document: the file's content.
+        problems: entries that are not shown, and why; they stay in the file as they are.
     """
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path = Path(os.path.abspath(path))
         self._lock = threading.RLock()
         problems = Problems()
-        read_coco(self.path, problems)
-        for problem in problems:
-            raise DataError(f"{path}: {problem}")
-        self.document: dict[str, Any] = read_json(self.path)
+        read = read_coco(self.path, problems)
+        self.document: dict[str, Any] = _finite(read_json(self.path))
         self._written = self._stamp()
         info = self.document.get("info")
         said = checked(info, _Info, self.path).images if isinstance(info, dict) else "."
         self.root = self.path.parent / said if root is None else Path(os.path.abspath(root))
-        self._images = {one["id"]: one for one in self.document["images"]}
-        self._categories = {one["id"]: one for one in self.document["categories"] if one.get("keypoints")}
+        self._images = {one.id: one for one in read.images}
+        self._categories = {one.id: one for one in read.categories if one.keypoints}
         if not self._categories:
             raise DataError(must_be(str(path), "a file whose categories name keypoints", "none that does"))
-        for one in self.document["annotations"]:
-            self._check(one)
+        self._annotations = self._usable(read.annotations, problems)
+        self.problems = tuple(problems)
         self._opened: dict[int, dict[str, Any]] = {}
         self._keep()
 
     def _keep(self) -> None:
         """Remember the objects as they are, for `undo`."""
-        self._opened = {one["id"]: copy.deepcopy(one) for one in self.document["annotations"]}
+        self._opened = copy.deepcopy(self._annotations)
 
-    def _check(self, one: dict[str, Any]) -> None:
-        place = f"annotation {one['id']} in {self.path}"
-        if one["image_id"] not in self._images or one["category_id"] not in self._categories:
-            raise DataError(
-                must_be(place, "of an image and of a category with keypoints of this file", one["image_id"])
+    def _usable(self, read: Sequence[CocoAnnotation], problems: Problems) -> dict[int, dict[str, Any]]:
+        """Number → the file's entry, of the annotations that can be shown; entries that stand twice are joined."""
+        sound = {one.id: one for one in read if self._is_sound(one, problems)}
+        found: dict[int, dict[str, Any]] = {}
+        kept = []
+        for entry in self.document["annotations"]:
+            number = _number(entry)
+            if number in found:
+                continue  # the same again
+            if number in sound:
+                one = sound[number]
+                entry.update(id=one.id, image_id=one.image_id, category_id=one.category_id)  # which may be text
+                found[number] = entry
+            kept.append(entry)
+        self.document["annotations"] = kept
+        return found
+
+    def _is_sound(self, one: CocoAnnotation, problems: Problems) -> bool:
+        """Whether an annotation has a picture, a category with keypoints, and as many points as it names, or none."""
+        if one.image_id not in self._images or one.category_id not in self._categories:
+            problems.add(f"annotation {one.id}", "its picture, or its category with keypoints, is not in the file")
+            return False
+        names, values = self._categories[one.category_id].keypoints, len(one.keypoints or ())
+        if values not in (0, 3 * len(names)):
+            problems.add(
+                f"annotation {one.id}", must_be("keypoints", f"{len(names)} triples x, y, v", f"{values} numbers")
             )
-        names = self._categories[one["category_id"]]["keypoints"]
-        if len(one.get("keypoints") or ()) not in (0, 3 * len(names)):
-            received = f"{len(one['keypoints'])} numbers"
-            raise DataError(must_be(place, f"with {len(names)} keypoints x, y, v", received))
+            return False
+        return True
 
     def picture(self, image_id: int) -> Path:
         """The file of a picture.
@@ -106,7 +138,7 @@ class LabelFile:
         """
         if image_id not in self._images:
             raise InputError(must_be("image_id", "of a picture of the file", image_id))
-        return inside(self.root, self._images[image_id]["file_name"], "file_name")
+        return inside(self.root, self._images[image_id].file_name, "file_name")
 
     def objects(self) -> list[dict[str, Any]]:
         """What a page shows, JSON-ready: the most doubtful object first, pictures without any before them.
@@ -114,25 +146,27 @@ class LabelFile:
         Objects that a person has labelled come last, in the file's order.
         """
         with self._lock:
-            found = [self._shown(one) for one in self.document["annotations"]]
+            found = [self._shown(one) for one in self._annotations.values()]
             used = {one["image"] for one in found}
             first = next(iter(self._categories))
             empty = [self._empty(number, first) for number in self._images if number not in used]
         return [*empty, *sorted(found, key=lambda one: (one["labelled"], 0 if one["labelled"] else one["score"]))]
 
     def _shown(self, one: dict[str, Any]) -> dict[str, Any]:
-        names = self._categories[one["category_id"]]["keypoints"]
+        names = self._categories[one["category_id"]].keypoints
         rows = triples(one.get("keypoints") or [0] * 3 * len(names))
-        scores = one.get("keypoint_scores")
-        known = scores if isinstance(scores, list) and len(scores) == len(names) else [1.0] * len(names)
+        scores, box = one.get("keypoint_scores"), _box(one)
+        known = [1.0] * len(names)
+        if isinstance(scores, list) and len(scores) == len(names) and all(map(_is_share, scores)):
+            known = scores
         score = one.get("score")
         return {
             **self._empty(one["image_id"], one["category_id"]),
             "id": one["id"],
             "points": [[x, y, int(v)] for x, y, v in rows.tolist()],
             "scores": known,
-            "score": float(score) if isinstance(score, (int, float)) else float(np.mean(known)),
-            "box": one.get("bbox") or None,
+            "score": score if _is_share(score) else float(np.mean(known)),
+            "box": None if box is None else [box.x0, box.y0, box.width, box.height],
             "labelled": _labelled(one),
         }
 
@@ -140,15 +174,15 @@ class LabelFile:
         """A picture without an object, as an object without points."""
         category = self._categories[category_id]
         image = self._images[image_id]
-        names = list(category["keypoints"])
+        names = list(category.keypoints)
         return {
             "id": None,
             "image": image_id,
-            "file": image["file_name"],
+            "file": image.file_name,
             "category_id": category_id,
-            "category": category["name"],
+            "category": category.name,
             "names": names,
-            "skeleton": category.get("skeleton") or [],
+            "skeleton": category.skeleton or [],
             "points": [[0.0, 0.0, 0]] * len(names),
             "scores": [0.0] * len(names),
             "score": 0.0,
@@ -167,12 +201,11 @@ class LabelFile:
         """
         with self._lock:
             one = self._found(correction)
-            names = self._categories[one["category_id"]]["keypoints"]
+            names = self._categories[one["category_id"]].keypoints
             points = correction.keypoints
             if len(points) != len(names):
                 raise InputError(must_be("keypoints", f"{len(names)} points", len(points)))
-            image = self._images[one["image_id"]]
-            width, height = (image.get(side) or np.inf for side in ("width", "height"))
+            height, width = self._images[one["image_id"]].size_hw or (np.inf, np.inf)
             for x, y, v in points:
                 if v and not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
                     raise InputError(must_be("keypoints", f"inside the picture ({width}×{height})", (x, y)))
@@ -181,7 +214,8 @@ class LabelFile:
             given = one.get("bbox_kind") == "annotated" and one.get("bbox")
             one.update(vouched(rows), exemplar=None)
             one.update({} if given or box is None else boxed(box, "keypoint-extent"))
-            if one not in self.document["annotations"]:
+            if one["id"] not in self._annotations:
+                self._annotations[one["id"]] = one
                 self.document["annotations"].append(one)
             self._write()
             return self._shown(one)
@@ -196,14 +230,15 @@ class LabelFile:
         ):
             if value not in known:
                 raise InputError(must_be(name, "a number of the file", value))
-        number = 1 + max((one["id"] for one in self.document["annotations"]), default=0)
-        return {"id": number, "image_id": correction.image_id, "category_id": correction.category_id}
+        return {"id": self._last_number() + 1, "image_id": correction.image_id, "category_id": correction.category_id}
 
     def _annotation(self, number: int) -> dict[str, Any]:
-        for one in self.document["annotations"]:
-            if one["id"] == number:
-                return one  # type: ignore[no-any-return]
-        raise InputError(must_be("id", "of an annotation of the file", number))
+        if number not in self._annotations:
+            raise InputError(must_be("id", "of an annotation of the file", number))
+        return self._annotations[number]
+
+    def _last_number(self) -> int:
+        return max((_number(one) or 0 for one in self.document["annotations"]), default=0)
 
     def undo(self, number: int) -> dict[str, Any]:
         """An object as it was when the file was opened or last asked about again; written, and given as by `correct`.
@@ -227,7 +262,9 @@ class LabelFile:
             InputError: there is none with this number, or somebody else has changed the file.
         """
         with self._lock:
-            self.document["annotations"].remove(self._annotation(number))
+            gone = self._annotation(number)
+            self.document["annotations"] = [one for one in self.document["annotations"] if one is not gone]
+            del self._annotations[number]
             self._write()
 
     def labels(self) -> Labels:
@@ -273,35 +310,52 @@ class LabelFile:
 
     def _done(self, categories: set[str]) -> set[int]:
         """Pictures with a labelled object, or one of another category than these."""
-        found = self.document["annotations"]
-        named = {number: one["name"] for number, one in self._categories.items()}
-        return {one["image_id"] for one in found if _labelled(one) or named[one["category_id"]] not in categories}
+        found, kinds = self._annotations.values(), self._categories
+        return {o["image_id"] for o in found if _labelled(o) or kinds[o["category_id"]].name not in categories}
 
     def _boxes(self) -> dict[int, list[Detection]] | None:
         """A detector's boxes by picture; None where objects were looked for."""
         found: dict[int, list[Detection]] = {}
-        for one in self.document["annotations"]:
-            if one.get("bbox_kind") == "annotated" and one.get("bbox") and not _labelled(one):
-                name = self._categories[one["category_id"]]["name"]
-                found.setdefault(one["image_id"], []).append(Detection(box_xywh(one["bbox"], "bbox"), name))
+        for one in self._annotations.values():
+            box = _box(one)
+            if one.get("bbox_kind") == "annotated" and box is not None and not _labelled(one):
+                kind = self._categories[one["category_id"]].name
+                found.setdefault(one["image_id"], []).append(Detection(box, kind))
         return found or None
 
     def _number_of(self, category: str) -> int:
-        return next(int(number) for number, one in self._categories.items() if one["name"] == category)
+        return next(number for number, one in self._categories.items() if one.name == category)
 
     def _replace(self, found: dict[int, list[dict[str, Any]]]) -> None:
-        kept = [one for one in self.document["annotations"] if one["image_id"] not in found]
-        number = max((one["id"] for one in self.document["annotations"]), default=0)
+        number = self._last_number()
+        old = {id(one) for one in self._annotations.values() if one["image_id"] in found}
+        kept = [one for one in self.document["annotations"] if id(one) not in old]
+        self._annotations = {key: one for key, one in self._annotations.items() if id(one) not in old}
         for image_id, new in found.items():
             for one in new:
                 number += 1
-                kept.append({"id": number, "image_id": image_id, **one})
-        self.document["annotations"][:] = kept
+                self._annotations[number] = {"id": number, "image_id": image_id, **one}
+                kept.append(self._annotations[number])
+        self.document["annotations"] = kept
+
+    def made_by(self) -> MadeBy:
+        """How the file says that it was made.
+
+        Raises:
+            DataError: it says so in another form than `kbc transfer` writes.
+        """
+        info = self.document.get("info")
+        said = info.get("kbc") if isinstance(info, dict) else None
+        return checked(said, MadeBy, self.path) if isinstance(said, dict) else MadeBy()
 
     def _remember(self, exemplars: Sequence[Exemplar]) -> None:
-        made_by = self.document.setdefault("info", {}).setdefault("kbc", {})
+        info = self.document.get("info")
+        info = info if isinstance(info, dict) else {}
+        said = info.get("kbc")
+        made_by = said if isinstance(said, dict) else {}
         made_by["labels"] = self.path.name
         made_by["exemplars"] = [{"image": Path(str(one.image)).name, "category": one.category} for one in exemplars]
+        self.document["info"] = {**info, "kbc": made_by}
 
     def _write(self) -> None:
         if self._stamp() != self._written:
@@ -320,3 +374,32 @@ class LabelFile:
 def _labelled(one: dict[str, Any]) -> bool:
     """Whether a person vouches for the points: files that are not `kbc transfer`'s hold nothing else."""
     return bool(one.get("labelled", True)) and any((one.get("keypoints") or ())[2::3])
+
+
+def _number(entry: Any) -> int | None:
+    """The number of an entry of a COCO file; None for what has none."""
+    try:
+        return CocoAnnotation.model_validate(entry).id
+    except ValidationError:
+        return None
+
+
+def _finite(value: Any) -> Any:
+    """What a JSON file holds with null for NaN and infinity, which strict JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def _box(one: dict[str, Any]) -> Box | None:
+    """An entry's box; None without one, or for what is none."""
+    try:
+        return box_xywh(CocoBox.validate_python(one.get("bbox")), "bbox")
+    except (DataError, ValidationError):
+        return None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def require_sleap_io() -> Any:
     return sleap_io
 
 
-def refuse_what_cannot_be_held(kind: str, labels: Labels, several: bool) -> None:
+def refuse_what_cannot_be_held(kind: str, labels: Labels, images: Sequence[Path], several: bool) -> None:
     """Say before the work what a format has no place for.
 
     Args:
@@ -40,7 +41,8 @@ def refuse_what_cannot_be_held(kind: str, labels: Labels, several: bool) -> None
         several: whether a picture may hold several objects.
 
     Raises:
-        InputError: DeepLabCut's table with several objects a picture or several categories.
+        InputError: DeepLabCut's table with several objects a picture or several categories, or with pictures of one
+            name in two folders: it tells them by their names alone.
         MissingDependencyError: sleap-io is needed and not installed.
     """
     if kind != "dlc":
@@ -50,6 +52,10 @@ def refuse_what_cannot_be_held(kind: str, labels: Labels, several: bool) -> None
     if several or len(labels.categories) > 1:
         expected = "one that holds several objects a picture and several categories"
         raise InputError(must_be("--format", expected, "'dlc'", "take coco, csv, slp or labelstudio"))
+    name, times = Counter(image.name for image in images).most_common(1)[0]
+    if times > 1:
+        expected = "pictures of different names for --format dlc, whose table holds no folders"
+        raise InputError(must_be("IMAGES", expected, f"{times} called {name!r}", "transfer to one folder at a time"))
 
 
 def deeplabcut(document: Mapping[str, Any], folder: str) -> str:

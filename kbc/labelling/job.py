@@ -123,6 +123,9 @@ class Job:
         output_file(self.out, "--out")
         own, mine = journal_path(self.out, self.shard), self.images[self.shard[0] :: self.shard[1]]
         identity = _json({"kbc": self._identity(workers.labeller)})
+        whole = journal_path(self.out)
+        if whole != own and whole.exists():
+            LineFile(whole, alone=True).close()  # a job on all pictures is not at work
         with ExitStack() as opened:
             file = opened.enter_context(LineFile(own, alone=True))
             journals = _journals(self.out)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kbc.data.coco import CocoCategory, CocoReader, read_coco
-from kbc.data.records import Problems, inside
+from kbc.data.coco import CocoAnnotation, CocoCategory, CocoReader, read_coco
+from kbc.data.records import Problem, Problems, inside
 from kbc.errors import DataError, InputError, counted, must_be
-from kbc.files import read_text
+from kbc.files import as_path, is_file, read_text
 from kbc.geometry import Box, Points, as_points, defined
 from kbc.images import ImageLike
 
@@ -34,7 +34,7 @@ class Exemplar:
         box: where the object is, xyxy pixel edges, when known; else the extent of its points.
 
     Raises:
-        InputError: names that are missing, empty or given twice, or no visible point.
+        InputError: names that are missing, empty or given twice, no visible point, or a box that is none.
 
     >>> import numpy as np
     >>> photo = np.zeros((40, 60, 3), np.uint8)
@@ -49,8 +49,10 @@ class Exemplar:
     box: Box | None = None
 
     def __post_init__(self) -> None:
-        names = tuple(self.names)
+        names = tuple(self.names) if isinstance(self.names, Sequence) else ()
         points = as_points(self.keypoints)
+        if not all(isinstance(text, str) for text in (*names, self.category)):
+            raise InputError(must_be("names and category", "text", repr((*names, self.category))))
         if len(names) != len(points) or not all(names):
             received = f"{counted(len(names), 'name')} for {counted(len(points), 'point')}"
             raise InputError(must_be("names", "one for each point, none of them empty", received))
@@ -62,6 +64,7 @@ class Exemplar:
         points.setflags(write=False)
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "keypoints", points)
+        object.__setattr__(self, "box", None if self.box is None else Box.of(self.box, "box"))
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Labels:
         labelled: picture → its labels as the file has them.
         numbers: COCO's image id → picture; all that the file names.
         sizes: picture → (height, width), where the file says so.
+        problems: entries that were passed over or changed, and why.
     """
 
     exemplars: tuple[Exemplar, ...]
@@ -100,20 +104,21 @@ class Labels:
     labelled: Mapping[Path, tuple[LabelledObject, ...]] = field(default_factory=dict)
     numbers: Mapping[int, Path] = field(default_factory=dict)
     sizes: Mapping[Path, tuple[int, int]] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
 
 
 def read_labels(path: Path, root: Path | None = None) -> Labels:
     """The labelled objects of a COCO keypoints file; a point counts when it is visible (v = 2).
 
-    What `kbc transfer` found itself (`labelled` is false) is no label; what a person corrected is.
+    What `kbc transfer` found itself (`labelled` is false) is no label; what a person corrected is. A broken entry, or
+    one of a category that does not name its keypoints, becomes a problem; the others are used.
 
     Args:
         path: the JSON file.
         root: folder that its `file_name`s start from; by default the one it lies in.
 
     Raises:
-        DataError: it cannot be read, an annotation is broken, a category with labels names no keypoints or names one
-            twice, or nothing is labelled.
+        DataError: it cannot be read, or nothing in it is labelled that can be used.
     """
     problems = Problems()
     data = read_coco(path, problems)
@@ -124,38 +129,55 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
     for annotation in reader.annotations.values():
         if annotation.labelled is False or not any((annotation.keypoints or ())[2::3]):
             continue
-        picture, points, box, kind = reader.side(annotation.id)
-        category = reader.categories[annotation.category_id]
-        if not category.keypoints:
-            hint = "list them in the category's `keypoints`, in the order of the points"
-            raise DataError(must_be(f"category {category.name!r}", "with named keypoints", f"none in {path}", hint))
-        box_xywh = tuple(annotation.bbox) if isinstance(annotation.bbox, list) else None  # a broken one is a problem
-        labelled.setdefault(picture, []).append(
-            LabelledObject(category.name, annotation.keypoints or (), box_xywh or None)
-        )
-        if defined(points).any():
-            try:
-                found = Exemplar(
-                    picture, category.keypoints, points, category.name, box if kind == "annotated" else None
-                )
-            except InputError as error:
-                raise DataError(f"{path}, annotation {annotation.id}: {error}") from error
-            exemplars.append(found)
+        try:
+            picture, own, exemplar = _labelled(reader, annotation)
+        except InputError as error:
+            problems.add("annotations", error)
+            continue
+        labelled.setdefault(picture, []).append(own)
+        exemplars += exemplar
     reader.report_zeros("annotations")
-    for problem in problems:
-        raise DataError(f"{path}: {problem}")
     if not exemplars:
+        for problem in problems:
+            raise DataError(f"{path}: {problem}")
         hint = "an annotation needs `keypoints` x, y, v with v = 2 where the point is visible"
         raise DataError(must_be("LABELS", "a COCO file with a labelled picture", f"none in {path}", hint))
+    numbers: dict[int, Path] = {}
+    for image in data.images:
+        try:
+            numbers[image.id] = inside(base, image.file_name, "file_name")
+        except DataError as error:
+            problems.add("images", error)
     used = {one.category for one in exemplars}
-    numbers = {image.id: inside(base, image.file_name, "file_name") for image in data.images}
     return Labels(
         tuple(exemplars),
         tuple(_category(one) for one in data.categories if one.name in used),
         {picture: tuple(found) for picture, found in labelled.items()},
         numbers,
-        {numbers[i.id]: i.size_hw for i in data.images if i.size_hw is not None},
+        {numbers[i.id]: i.size_hw for i in data.images if i.size_hw is not None and i.id in numbers},
+        tuple(problems),
     )
+
+
+def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, LabelledObject, list[Exemplar]]:
+    """A labelled object's picture, itself, and the exemplar that it makes: none where all its points are hidden.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    picture, points, box, kind = reader.side(annotation.id)
+    category = reader.categories[annotation.category_id]
+    if sum(one.name == category.name for one in reader.categories.values()) > 1:
+        raise DataError(must_be("category", "of a name of its own", f"two called {category.name!r}", "rename one"))
+    if not category.keypoints:
+        hint = "list them in the category's `keypoints`, in the order of the points"
+        raise DataError(must_be(f"category {category.name!r}", "with named keypoints", "none", hint))
+    given = box if kind == "annotated" else None
+    xywh = None if given is None else (given.x0, given.y0, given.width, given.height)
+    own = LabelledObject(category.name, annotation.keypoints or (), xywh)
+    if not defined(points).any():
+        return picture, own, []
+    return picture, own, [Exemplar(picture, category.keypoints, points, category.name, given)]
 
 
 def _category(one: CocoCategory) -> Category:
@@ -193,19 +215,21 @@ def find_images(given: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         InputError: something that is not there, a folder or glob without a picture, or no picture at all.
-        DataError: a .txt file that is no text in UTF-8.
+        DataError: a .txt file that is no text in UTF-8, or holds a NUL.
     """
     found: list[Path] = []
     for entry in given:
-        path = Path(entry).expanduser()
-        if path.is_dir():
+        path = as_path(entry, "IMAGES")
+        if os.path.isdir(path):
             names = [one for one in sorted(path.iterdir()) if one.suffix.lower() in SUFFIXES and one.is_file()]
             hint = f"for its folders give {str(path / '**' / '*.jpg')!r}"
             found += _some(names, "a folder with pictures in it", f"none in {str(path)!r}", hint)
-        elif path.suffix.lower() == ".txt" and path.is_file():
+        elif path.suffix.lower() == ".txt" and is_file(path):
             lines = read_text(path).splitlines()
+            if any("\0" in line for line in lines):
+                raise DataError(f"{path}: must hold a path a line, received a NUL")
             found += _some([path.parent / line.strip() for line in lines if line.strip()], "a list of paths", str(path))
-        elif path.is_file():
+        elif is_file(path):
             found.append(path)
         else:
             names = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]

@@ -141,8 +141,8 @@ def vouched(rows: npt.NDArray[np.float64]) -> dict[str, Any]:
 
 
 def triples(keypoints: Iterable[float | None]) -> npt.NDArray[np.float64]:
-    """COCO's flat list as (N, 3) x, y, v; 0 for null."""
-    return np.array([value or 0 for value in keypoints], dtype=np.float64).reshape(-1, 3)
+    """COCO's flat list as (N, 3) x, y, v; 0 for null and NaN."""
+    return np.nan_to_num(np.array(list(keypoints), dtype=np.float64), posinf=0.0, neginf=0.0).reshape(-1, 3)
 
 
 def boxed(box: Box, kind: str) -> dict[str, Any]:

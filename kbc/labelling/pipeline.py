@@ -121,7 +121,9 @@ def transfer(
     2
     """
     labeller = Labeller(exemplars, matcher, instances, ask, min_confidence)
-    held = None if boxes is None else {Path(path): tuple(found) for path, found in boxes.items()}
+    if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable):
+        raise InputError(must_be("images", "a list of pictures", f"{images!r:.60}"))
+    held = None if boxes is None else _held(boxes)
     return (labeller(image, None if held is None else _boxes_in(image, held)) for image in images)
 
 
@@ -136,13 +138,13 @@ class Labeller:
         ask: int = ASK,
         min_confidence: float = 0.0,
     ) -> None:
+        if not isinstance(exemplars, Sequence) or not exemplars or not all(isinstance(o, Exemplar) for o in exemplars):
+            raise InputError(must_be("exemplars", "a list of kbc.Exemplar, at least one", f"{exemplars!r:.60}"))
         self.exemplars = tuple(exemplars)
-        if not self.exemplars or not all(isinstance(one, Exemplar) for one in self.exemplars):
-            raise InputError(must_be("exemplars", "kbc.Exemplar, at least one", repr(exemplars)[:60]))
         for name, value in (("instances", instances), ("ask", ask)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(must_be(name, "a whole number, at least 1", value))
-        if not 0 <= min_confidence <= 1:
+        if not isinstance(min_confidence, (int, float)) or not 0 <= min_confidence <= 1:
             raise InputError(must_be("min_confidence", "in [0, 1]", min_confidence))
         self.matcher = matcher if isinstance(matcher, KBCMatcher) else wrap(matcher)
         config = self.matcher.config
@@ -153,7 +155,7 @@ class Labeller:
         self.instances, self.ask, self.min_confidence = instances, ask, min_confidence
         self.categories = categories_of(self.exemplars)
         self._open = ImageCache(load_image)
-        self._thumbnails = [_thumbnail(self._pair(index, None).source) for index in range(len(self.exemplars))]
+        self._thumbnails = [self._shown(index) for index in range(len(self.exemplars))]
 
     def __call__(self, image: ImageLike, boxes: Sequence[Detection] | None = None) -> Transferred:
         """What the exemplars say of one picture; `boxes` as in `transfer`."""
@@ -166,6 +168,15 @@ class Labeller:
             return Transferred(image, size, error=str(error))
         kept = [one.at_least(self.min_confidence) for one in found]
         return Transferred(image, size, tuple(one for one in kept if defined(one.keypoints).any()))
+
+    def _shown(self, index: int) -> npt.NDArray[np.float64]:
+        """The thumbnail of an exemplar; opening it checks its points and box."""
+        try:
+            return _thumbnail(self._pair(index, None).source)
+        except InputError as error:
+            image = self.exemplars[index].image
+            name = Path(image).name if isinstance(image, (str, os.PathLike)) else "an array"
+            raise InputError(f"exemplar {index} ({name}): {error}") from error
 
     def _boxed(self, target: Image, boxes: Sequence[Detection]) -> list[FoundObject]:
         """The object in each box, of the category that answers most surely where the detector says none."""
@@ -265,6 +276,17 @@ class Labeller:
         if result.source_window is not None and result.target_window is not None:
             own *= result.target_window.box.longest / result.source_window.box.longest
         return max(own, 1.0)
+
+
+def _held(boxes: Mapping[str | Path, Sequence[Detection]]) -> dict[Path, tuple[Detection, ...]]:
+    try:
+        held = {Path(path): tuple(found) for path, found in boxes.items()}
+        sound = all(isinstance(one, Detection) for found in held.values() for one in found)
+    except (AttributeError, TypeError):
+        sound = False
+    if not sound:
+        raise InputError(must_be("boxes", "path → a list of kbc.labelling.Detection", f"{boxes!r:.60}"))
+    return held
 
 
 def _boxes_in(image: ImageLike, boxes: Mapping[Path, Sequence[Detection]]) -> Sequence[Detection]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from kbc.errors import InputError, must_be, nearest
+from kbc.files import tree_digest
 from kbc.matchers.function import to_matcher
 from kbc.matchers.protocol import Matcher
 from kbc.tensors import usable_device
@@ -24,7 +27,7 @@ def available_matchers() -> list[str]:
     return sorted(_found())
 
 
-def load_matcher(name: str, **options: Any) -> Matcher:
+def load_matcher(name: str, /, **options: Any) -> Matcher:
     """Build a matcher by name.
 
     Args:
@@ -41,6 +44,8 @@ def load_matcher(name: str, **options: Any) -> Matcher:
     >>> load_matcher("hog", size=320)
     FeatureMatcher('hog', 320×320 px)
     """
+    if not isinstance(name, str):
+        raise InputError(must_be("name", "text", type(name).__name__, "kbc.wrap takes a matcher itself"))
     builder = find_matcher(name).load()
     if ":" in name and is_matcher(builder):
         if options:
@@ -80,6 +85,20 @@ def find_matcher(name: str) -> EntryPoint:
     return point
 
 
+def content_digests(name: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of what a matcher's answers depend on beside its options: files and folders that these name, own code.
+
+    Of a folder (a checkout) its Python files count, of package.module:function the module's file.
+    """
+    named = {
+        str(value): Path(value).expanduser() for value in options.values() if value and isinstance(value, str | Path)
+    }
+    if ":" in name:
+        named[name] = Path(inspect.getsourcefile(import_module(find_matcher(name).module)) or "")
+    digests = {key: tree_digest(path) for key, path in sorted(named.items())}
+    return {key: digest for key, digest in digests.items() if digest}
+
+
 def _check_options(name: str, builder: Callable[..., Any], options: dict[str, Any]) -> None:
     parameters = inspect.signature(builder).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -89,11 +108,14 @@ def _check_options(name: str, builder: Callable[..., Any], options: dict[str, An
     for option, value in options.items():
         if option in parameters and _is_switch(parameters[option]) and not isinstance(value, bool):
             raise InputError(must_be(option, "true or false", repr(value), f"in the shell --option {option}=true"))
-    missing = [
-        key
+    needed = {
+        key: p
         for key, p in parameters.items()
-        if p.default is p.empty and key not in options and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    if any(p.kind is p.POSITIONAL_ONLY for p in needed.values()):
+        raise InputError(must_be("name", "of what takes its options by name", f"{name!r}, which does not"))
+    missing = [key for key in needed if key not in options]
     if missing:
         line = " ".join(f"--option {key}=…" for key in missing)
         hint = f"on the command line {line}; `kbc matchers {name}` says more"

@@ -530,6 +530,20 @@ def test_wrong_options_are_one_line_with_what_to_do(
     assert message in err
 
 
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_match_writes_into_no_picture_that_it_reads(
+    photos: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, side: str
+) -> None:
+    mine = {name: str(tmp_path / f"{name}.png") for name in "ab"}
+    for name, path in mine.items():
+        shutil.copy(photos[name], path)
+    code, _, said = run(capsys, "match", mine["a"], mine["b"], "--points", photos["points"], option, mine[side])
+    assert (code, f"`{option}` must be a file of its own" in said) == (2, True)
+    for name, path in mine.items():
+        assert Path(path).read_bytes() == Path(photos[name]).read_bytes()
+
+
 def test_match_names_a_file_that_is_not_there(photos: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "match", "nowhere.jpg", photos["b"], "--points", "1,1")
     assert code == 2

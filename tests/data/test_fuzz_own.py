@@ -14,6 +14,7 @@ import pytest
 import torch
 from fuzzing import EXAMPLES, Target, damaged, fuzz, odd_values  # type: ignore[import-not-found]
 
+from kbc.data.records import Problems
 from kbc.evaluation import Protocol
 from kbc.evaluation.outcomes import Outcome, read_outcomes
 from kbc.evaluation.plan import Plan, Run, Source
@@ -112,7 +113,7 @@ def transferred(root: Path) -> dict[str, Target]:
         "categories": [{"id": 1, "name": "cow"}],
     }
     (root / "whole.json").write_text(json.dumps(whole))
-    detections: Callable[[Path], object] = lambda path: read_detections(path, [image], labels)  # noqa: E731
+    detections: Callable[[Path], object] = lambda path: read_detections(path, [image], labels, Problems())  # noqa: E731
     return {
         "detections": (root / "boxes.json", detections),
         "detections file": (root / "whole.json", detections),

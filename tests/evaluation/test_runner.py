@@ -243,6 +243,18 @@ def test_results_from_before_a_change_of_content_are_not_taken_up(
     assert built == []
 
 
+def test_the_code_of_a_matcher_of_ones_own_is_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "matcher_with_a_digest.py"
+    path.write_text("def match(source, target, keypoints):\n    return keypoints\n")
+    plan = Plan((), (Run("matcher_with_a_digest:match"), Run("hog")))
+    before = plan.content([])
+    assert set(before) == {"kbc", "matcher_with_a_digest:match"}
+    assert plan.content([]) == before
+    path.write_text("def match(source, target, keypoints):\n    return keypoints + 1\n")
+    assert plan.content([])["matcher_with_a_digest:match"] != before["matcher_with_a_digest:match"]
+
+
 def test_results_without_digests_are_not_taken_up(root: Path, tmp_path: Path, stub: Stub) -> None:
     made = plan(root)
     stub()

@@ -178,8 +178,6 @@ def test_a_file_that_somebody_else_changed_is_not_written_over(folder: Path) -> 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda data: data["annotations"][1].update(keypoints=[1, 2, 2]),
-        lambda data: data["annotations"][1].update(category_id=7),
         lambda data: data["categories"][0].update(keypoints=[]),
         lambda data: data["info"].update(images=3),
         lambda data: data.update(images="none"),
@@ -191,6 +189,64 @@ def test_a_broken_file_is_refused(folder: Path, change: Any) -> None:
     (folder / "keypoints.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match=r"keypoints\.json"):
         LabelFile(folder / "keypoints.json")
+
+
+ODD: list[Any] = [
+    lambda one: one.update(keypoints=[1, 2, 2]),
+    lambda one: one.update(category_id=7),
+    lambda one: one.update(image_id=99),
+    lambda one: [one.pop(key) for key in ("category_id", "keypoints")],  # a caption
+]
+
+
+@pytest.mark.parametrize("change", ODD)
+def test_an_entry_that_cannot_be_shown_stays_in_the_file_and_costs_no_other(folder: Path, change: Any) -> None:
+    data = written(folder)
+    change(data["annotations"][1])
+    (folder / "keypoints.json").write_text(json.dumps(data))
+    file = LabelFile(folder / "keypoints.json")
+    assert len(file.problems) == 1
+    shown = file.objects()
+    assert len([one for one in shown if one["id"] is not None]) == 5
+    file.correct(Correction(id=data["annotations"][2]["id"], keypoints=right(2)))
+    labeller = Labeller(file.labels().exemplars, find_red)
+    file.transfer_again(labeller)
+    assert data["annotations"][1] in written(folder)["annotations"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["annotations"][1].update(bbox=[float("nan")] * 4),
+        lambda data: data["annotations"][1].update(bbox="x", bbox_kind="annotated"),
+        lambda data: data["annotations"][1].update(score=float("inf")),
+        lambda data: data["annotations"][1].update(score=10**400, keypoint_scores=["a"] * 5),
+        lambda data: data["annotations"][1]["keypoints"].__setitem__(slice(0, 3), [float("nan"), float("nan"), 0]),
+        lambda data: data["images"][1].update(width="160", height="120"),
+        lambda data: data["images"][1].update(width=10**400),
+        lambda data: data["annotations"].append(dict(data["annotations"][1])),
+        lambda data: [one.update(id=str(one["id"])) for one in data["annotations"]],
+        lambda data: [one.update(id=str(one["id"])) for one in data["images"]],
+        lambda data: data["annotations"][0].update(keypoints=[str(v) for v in data["annotations"][0]["keypoints"]]),
+    ],
+)
+def test_odd_values_cost_nothing(folder: Path, change: Any) -> None:
+    data = written(folder)
+    change(data)
+    (folder / "keypoints.json").write_text(json.dumps(data))
+    file = LabelFile(folder / "keypoints.json")
+    shown = file.objects()
+    json.dumps(shown, allow_nan=False)  # as the page gets it
+    assert sorted(one["id"] for one in shown) == [1, 2, 3, 4, 5, 6]
+    file.correct(Correction(id=2, keypoints=right(1)))
+    file.undo(2)
+    assert file.correct(Correction(image_id=2, category_id=1, keypoints=right(1)))["id"] == 7
+    file.remove(2)
+    assert [int(one["id"]) for one in written(folder)["annotations"]] == [1, 3, 4, 5, 6, 7]
+    file.transfer_again(Labeller(file.labels().exemplars, find_red))
+    for one in written(folder)["annotations"]:
+        wanted = points_of(BOXES[one["image_id"] - 1])
+        np.testing.assert_allclose(np.array(one["keypoints"], dtype=float).reshape(-1, 3)[:, :2], wanted, atol=1.5)
 
 
 def test_pictures_in_another_folder_are_found_by_what_the_file_says(folder: Path, tmp_path: Path) -> None:

@@ -89,10 +89,13 @@ def test_deeplabcuts_table_is_read(made: dict[str, Any]) -> None:
 
 
 def test_what_a_format_cannot_hold_is_said_before_the_work(made: dict[str, Any]) -> None:
+    images = sorted(made["labels"].numbers.values())
+    with pytest.raises(InputError, match=r"2 called '1\.png'"):  # rows that could not be told apart
+        refuse_what_cannot_be_held("dlc", made["labels"], [*images, Path("elsewhere/1.png")], several=False)
     with pytest.raises(InputError, match="several objects"):
-        refuse_what_cannot_be_held("dlc", made["labels"], several=True)
-    refuse_what_cannot_be_held("dlc", made["labels"], several=False)
-    refuse_what_cannot_be_held("slp", made["labels"], several=True)
+        refuse_what_cannot_be_held("dlc", made["labels"], images, several=True)
+    refuse_what_cannot_be_held("dlc", made["labels"], images, several=False)
+    refuse_what_cannot_be_held("slp", made["labels"], images, several=True)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rectangles import BOXES, NAMES, find_red, points_of, write_folder, write_la
 import kbc
 from kbc.cli import main
 from kbc.cli.label_ui import MAX_BODY, LabelServer
+from kbc.errors import InputError
 from kbc.labelling import Labeller, Transferred, read_labels
 from kbc.labelling.editing import LabelFile
 from kbc.labelling.output import coco
@@ -47,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = sorted(labels.numbers.values())
     results = [labeller(p) if p not in labels.labelled else Transferred(p, (120, 160)) for p in pictures]
     out = folder / "keypoints.json"
-    document = coco(results, labels, out, {"matcher": "test_label_ui:load", "options": {}, "config": {}})
+    document = coco(results, labels, out, {"matcher": "hog", "options": {}, "config": {}})
     out.write_text(json.dumps(document))
     return folder
 
@@ -60,7 +62,8 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[LabelServer]:
-    found = LabelServer(LabelFile(folder / "keypoints.json"), port=0)
+    made_by = {"matcher": "test_label_ui:load", "options": {}}
+    found = LabelServer(LabelFile(folder / "keypoints.json"), made_by, port=0)
     thread = threading.Thread(target=found.serve_forever, daemon=True)
     thread.start()
     yield found
@@ -97,6 +100,49 @@ def test_the_page_its_state_and_its_pictures(server: LabelServer) -> None:
     status, data = ask(server, "/image/2")
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"matcher": "test_label_ui:burn", "options": {"mark": "burnt"}}, "named on the command line"),
+        ({"matcher": "chm", "options": {"checkout": ".", "checkpoint": "a.pth"}}, "named on the command line"),
+        ({"matcher": 5}, "field 'matcher'"),
+        ({"options": "x"}, "field 'options'"),
+        ({"config": [1]}, "field 'config'"),
+        ({"instances": "many"}, "field 'instances'"),
+        ({"options": {"name": 5}}, "'name'"),
+        ({"config": {"passes": 10**9}}, "`passes`"),
+    ],
+)
+def test_no_code_runs_that_a_file_names(folder: Path, said: dict[str, Any], why: str) -> None:
+    data = json.loads((folder / "keypoints.json").read_text())
+    data["info"]["kbc"] = json.loads(json.dumps(said).replace("burnt", str(folder / "burnt")))
+    (folder / "keypoints.json").write_text(json.dumps(data))
+    server = LabelServer(LabelFile(folder / "keypoints.json"), port=0)
+    with pytest.raises(InputError, match=why):
+        server.transfer_again()
+    server.server_close()
+    assert not (folder / "burnt").exists()
+
+
+def burn(mark: str) -> Any:
+    """What a file must not be able to call."""
+    Path(mark).touch()
+    return kbc.as_matcher(find_red)
+
+
+@pytest.mark.parametrize("said", [5, None, {"kbc": 5}, {"kbc": {"labels": "x"}}])
+def test_what_a_file_says_of_itself_may_be_anything(folder: Path, said: Any) -> None:
+    data = json.loads((folder / "keypoints.json").read_text())
+    (folder / "keypoints.json").write_text(json.dumps({**data, "info": said}))
+    server = LabelServer(LabelFile(folder / "keypoints.json"), port=0)
+    server.transfer_again()
+    while server.again.running:
+        time.sleep(0.01)
+    server.server_close()
+    assert server.again.state() == {"running": False, "done": 6, "total": 6, "error": ""}
+    assert json.loads((folder / "keypoints.json").read_text())["info"]["kbc"]["labels"] == "keypoints.json"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from rectangles import BOXES, NAMES, points_of, write_folder, write_labels
 
 from kbc.cli.points import parse_named_points
+from kbc.data.records import Problems
 from kbc.errors import DataError, InputError
 from kbc.geometry import Box
 from kbc.labelling import Detection, find_images, read_detections, read_labels
@@ -56,17 +57,52 @@ def test_labels_that_cannot_be_joined_by_name_are_refused(tmp_path: Path, change
         read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, **change))
 
 
-def test_labels_with_placeholders_at_the_origin_are_refused(tmp_path: Path) -> None:
+def test_labels_at_the_origin_are_absent_and_a_problem(tmp_path: Path) -> None:
     write_folder(tmp_path)
     path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})
     data = json.loads(path.read_text())
     data["annotations"][0]["keypoints"][:3] = [0, 0, 2]
     path.write_text(json.dumps(data))
-    with pytest.raises(DataError, match=r"1 visible point at \(0, 0\) in 1 annotation \(first: id 1\)"):
-        read_labels(path)
-    data["annotations"][0]["keypoints"][2] = 0
+    labels = read_labels(path)
+    assert "1 visible point at (0, 0) in 1 annotation (first: id 1)" in str(labels.problems[0])
+    assert np.isnan(labels.exemplars[0].keypoints[0]).all()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"id": 9, "image_id": 2, "caption": "a thing"},
+        {"id": 9, "image_id": 2, "category_id": 1, "keypoints": [5, 5, 2]},
+        {"id": 9, "image_id": 2, "category_id": 1, "keypoints": [0.1, 0.2, 2] * 5},
+        {"id": 9, "image_id": 2, "category_id": 1, "keypoints": [float("inf"), 5, 2] * 5},
+        {"id": 9, "image_id": 2, "category_id": 2, "keypoints": [5, 5, 2]},  # which names no keypoints
+        {"id": 9, "image_id": 2, "category_id": 3, "keypoints": [5, 5, 2]},  # which names one twice
+        {"id": 9, "image_id": 3, "category_id": 1, "keypoints": [5, 5, 2] * 5},  # a picture that is not there
+        {"id": 9, "image_id": 99, "category_id": 1, "keypoints": [5, 5, 2] * 5},
+    ],
+)
+def test_a_broken_label_becomes_a_problem_and_the_rest_is_used(tmp_path: Path, broken: dict) -> None:
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, ("1.png", "gone.png"))
+    data = json.loads(path.read_text())
+    data["annotations"].append(broken)
+    data["categories"] += [{"id": 2, "name": "plain"}, {"id": 3, "name": "twice", "keypoints": ["a", "a"]}]
     path.write_text(json.dumps(data))
-    assert np.isnan(read_labels(path).exemplars[0].keypoints[0]).all()
+    labels = read_labels(path)
+    assert [Path(str(one.image)).name for one in labels.exemplars] == ["0.png"]
+    assert [one.name for one in labels.categories] == ["thing"]
+    assert len(labels.problems) == 1
+    assert "annotation" in str(labels.problems[0])
+
+
+def test_two_categories_of_one_name_are_not_mixed(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})
+    data = json.loads(path.read_text())
+    data["categories"].append({"id": 2, "name": "thing", "keypoints": ["a"]})
+    path.write_text(json.dumps(data))
+    with pytest.raises(DataError, match="two called 'thing'"):
+        read_labels(path)
 
 
 def test_labels_without_a_label_or_a_file_are_refused(tmp_path: Path) -> None:
@@ -107,14 +143,14 @@ def test_a_detectors_boxes_are_read_in_both_of_cocos_forms(tmp_path: Path) -> No
         paths[2]: (Detection(Box(1, 2, 4, 6)),),
         paths[3]: (),
     }
-    assert read_detections(path, paths[1:4], labels) == wanted
+    assert read_detections(path, paths[1:4], labels, Problems()) == wanted
     whole = {
         "images": [{"id": 9, "file_name": "1.png"}, {"id": 8, "file_name": "sub/2.png"}],
         "annotations": [{"id": 1, "image_id": 9, "bbox": [10, 20, 30, 40], "category_id": 5}],
         "categories": [{"id": 5, "name": "thing"}],
     }
     path.write_text(json.dumps(whole))
-    assert read_detections(path, paths[1:4], labels)[paths[1]] == wanted[paths[1]]
+    assert read_detections(path, paths[1:4], labels, Problems())[paths[1]] == wanted[paths[1]]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +170,52 @@ def test_boxes_that_cannot_be_used_are_refused(tmp_path: Path, seen: list, said:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(seen))
     with pytest.raises(DataError, match=said):
-        read_detections(path, paths[1:], labels)
+        read_detections(path, paths[1:], labels, Problems())
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"image_id": 2, "bbox": [200, 20, 30, 40]},
+        {"image_id": 2, "bbox": [20, 20, 0, 40]},
+        {"image_id": 2, "bbox": [20, 20]},
+        {"image_id": 2, "bbox": [0.1, 0.1, 0.5, 0.5]},
+        {"image_id": 99, "bbox": [20, 20, 30, 40]},
+        {"image_id": None, "bbox": [20, 20, 30, 40]},
+        "a box",
+    ],
+)
+def test_a_broken_box_becomes_a_problem_and_the_rest_is_used(tmp_path: Path, broken: object) -> None:
+    paths = write_folder(tmp_path)
+    labels = read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, ("1.png",)))
+    path, sound = tmp_path / "boxes.json", {"image_id": 2, "bbox": [10, 20, 30, 40]}
+    whole = {"images": [{"id": 2, "file_name": "1.png", "width": 160, "height": 120}], "categories": []}
+    for content in ([sound, broken], {**whole, "annotations": [broken, sound]}):
+        path.write_text(json.dumps(content))
+        problems = Problems()
+        assert read_detections(path, paths[1:2], labels, problems) == {paths[1]: (Detection(Box(10, 20, 40, 60)),)}
+        assert len(list(problems)) == 1
+
+
+def test_a_number_of_two_pictures_is_none(tmp_path: Path) -> None:
+    paths = write_folder(tmp_path)
+    labels = read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, ("1.png",)))
+    whole = {
+        "images": [{"id": 2, "file_name": "1.png"}, {"id": 2, "file_name": "2.png"}],
+        "annotations": [{"image_id": 2, "bbox": [10, 20, 30, 40]}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="id 2 stands for 2 different images"):
+        read_detections(tmp_path / "boxes.json", paths[1:3], labels, Problems())
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000])
+def test_pictures_of_impossible_names_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="IMAGES"):
+        find_images([name])
+    (tmp_path / "list.txt").write_text("a\0b.png\n")
+    with pytest.raises(DataError, match="NUL"):
+        find_images([tmp_path / "list.txt"])
 
 
 def test_named_points(tmp_path: Path) -> None:

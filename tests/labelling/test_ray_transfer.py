@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ from types import ModuleType
 import pytest
 from rectangles import BOXES, write_folder, write_labels
 
-from kbc.cli import main
+from kbc.cli import MISSING, main
 from kbc.cli.transfer import build_labeller
 from kbc.labelling import read_labels
 from tests.examples import load_example
@@ -37,6 +38,16 @@ def test_without_ray_a_worker_does_the_same(folder: Path, example: ModuleType) -
     assert found.image == folder / "3.png"
     assert found.objects[0].keypoints.tolist() == wanted.objects[0].keypoints.tolist()
     assert found.objects[0].confidence.tolist() == wanted.objects[0].confidence.tolist()
+
+
+def test_without_ray_it_says_what_to_install(
+    folder: Path, example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    out = folder / "keypoints.json"
+    assert example.main([str(folder / "labels.json"), "--out", str(out)]) == MISSING
+    assert 'pip install "kbc[ray]"' in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.slow

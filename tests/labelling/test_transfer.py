@@ -178,8 +178,23 @@ def test_wrong_arguments_are_refused_before_the_first_picture() -> None:
     for options in ({"passes": 0}, {"localizer": "predicted"}):
         with pytest.raises(InputError, match="how sure"):
             transfer([EXEMPLAR], [], kbc.wrap(find_red, **options))
-    with pytest.raises(InputError, match="keypoints"):
+    with pytest.raises(InputError, match=r"exemplar 0 \(an array\): `keypoints`"):
         transfer([Exemplar(picture(BOXES[0]), ("a",), [[5000, 5]])], [], find_red)
+    for given in ("photos", Path("photos"), None, 5):
+        with pytest.raises(InputError, match="`images` must be a list of pictures"):
+            transfer([EXEMPLAR], given, find_red)  # type: ignore[arg-type]
+    for held in ([1], {"a.png": None}, {"a.png": [(1, 2, 3, 4)]}, {5: []}):
+        with pytest.raises(InputError, match="`boxes` must be"):
+            transfer([EXEMPLAR], [], find_red, boxes=held)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`exemplars` must be a list"):
+        transfer(EXEMPLAR, [], find_red)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="min_confidence"):
+        transfer([EXEMPLAR], [], find_red, min_confidence="x")  # type: ignore[arg-type]
+    for names, more in ((None, {}), ((1, 2), {}), (("a", "b"), {"category": 5}), (("a", ""), {})):
+        with pytest.raises(InputError, match="names"):
+            Exemplar(picture(BOXES[0]), names, [[1, 2], [3, 4]], **more)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`box` must be"):
+        Exemplar(picture(BOXES[0]), ("a", "b"), [[1, 2], [3, 4]], box=(5, 5, 1, 1))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="names"):
         Exemplar(picture(BOXES[0]), ("a", "a"), [[1, 2], [3, 4]])
     with pytest.raises(InputError, match="names"):

@@ -17,6 +17,7 @@ from rectangles import BOXES, NAMES, find_red, points_of, write_folder, write_la
 
 from kbc.cli import main
 from kbc.data.coco import open_coco
+from kbc.errors import InputError
 from kbc.labelling import Labeller, Transferred, read_labels
 from kbc.labelling.job import WHOLE, Job, Task, Workers, journal_path
 from kbc.labelling.output import coco
@@ -322,3 +323,107 @@ def test_match_points_to_transfer_for_many_pictures(
 ) -> None:
     assert main(["match", str(folder / "0.png"), target.format(folder), "--points", "1,2"]) == 2
     assert "kbc transfer" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--out", "labels.json"],
+        ["--out", "boxes.json", "--boxes", "boxes.json"],
+        ["--out", "new.json", "--review", "3.png"],
+        ["--out", "new.json", "--review", "new.json"],
+        ["--out", "new.json", "--review", "labels.json"],
+        ["--out", "link.json"],
+    ],
+)
+def test_no_output_takes_the_place_of_what_is_read(
+    folder: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "boxes.json").write_text(json.dumps([{"image_id": 3, "bbox": [30, 30, 60, 50]}]))
+    (folder / "link.json").symlink_to("labels.json")
+    before = contents(folder)
+    assert main(["transfer", "labels.json", *options, "--quiet"]) == 2
+    assert "a file of its own" in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_broken_labels_and_boxes_are_named_and_the_rest_is_used(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads((folder / "labels.json").read_text())
+    data["annotations"].append({"id": 9, "image_id": 2, "caption": "a thing"})
+    data["annotations"][0]["keypoints"][:3] = [float("nan"), float("nan"), 0]
+    data["images"].append({**data["images"][2], "id": 77})  # the same picture under a second number
+    (folder / "labels.json").write_text(json.dumps(data))
+    boxes = [{"image_id": 3, "bbox": [30, 30, 60, 50]}, {"image_id": 3, "bbox": [30, 30, 0, 50]}]
+    (folder / "boxes.json").write_text(json.dumps(boxes))
+    found = transferred(folder, "--boxes", str(folder / "boxes.json"))
+    assert [image["file_name"] for image in found["images"]] == [f"{i}.png" for i in range(6)]
+    assert found["annotations"][0]["keypoints"][:3] == [0, 0, 0]
+    assert len(found["annotations"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if line.startswith("note: ")]) == 2
+
+
+@pytest.mark.parametrize("suffix", ["slp", "json"])
+def test_a_link_stays_and_a_file_keeps_its_mode_in_other_formats(folder: Path, suffix: str) -> None:
+    pytest.importorskip("sleap_io")
+    (folder / "there").mkdir()
+    target = folder / "there" / f"found.{suffix}"
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    (folder / f"link.{suffix}").symlink_to(target)
+    kind = "slp" if suffix == "slp" else "labelstudio"
+    given = ["transfer", str(folder / "labels.json"), "--out", str(folder / f"link.{suffix}"), "--format", kind]
+    assert main([*given, "--quiet"]) == 0
+    assert (folder / f"link.{suffix}").is_symlink()
+    assert len(target.read_bytes()) > 3
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_journal_of_other_weights_or_code_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    code = folder / "own_matcher.py"
+    text = "def load(weights=''):\n    return lambda source, target, keypoints: keypoints\n"
+    code.write_text(text)
+    weights = folder / "w.bin"
+    weights.write_bytes(b"first")
+    given = ["transfer", str(folder / "labels.json"), "--out", str(folder / "out.json"), "--quiet"]
+    given += ["--matcher", "own_matcher:load", "--option", f"weights={weights}"]
+    assert main([*given, "--shard", "1/2"]) == 0
+    for path, now, before in ((weights, b"second", b"first"), (code, text.encode() + b"# changed\n", text.encode())):
+        path.write_bytes(now)
+        assert main(given) == 2
+        assert "unfinished transfer" in capsys.readouterr().err
+        path.write_bytes(before)
+    assert main(given) == 0
+
+
+def test_a_shard_beside_a_whole_job_is_refused(folder: Path) -> None:
+    labels = read_labels(folder / "labels.json")
+    images = sorted(labels.numbers.values())
+    workers = Workers(1, lambda: Labeller(labels.exemplars, find_red))
+
+    def begin_a_shard(done: int, total: int) -> None:
+        with pytest.raises(InputError, match="one process at a time"):
+            Job(labels, images, folder / "out.json", shard=(0, 2)).run(workers, lambda _: None)
+        refused.append(done)
+
+    refused: list[int] = []
+    Job(labels, images, folder / "out.json").run(workers, lambda _: None, begin_a_shard)
+    assert len(refused) == 5
+    assert not list(folder.glob("*.journal"))
+
+
+@pytest.mark.parametrize("shard", ["²/4", "1/²", "1/" + "9" * 5000, "0/2", "3/2", "1/2/3", "-1/2", ""])
+def test_a_shard_that_is_none_is_refused(folder: Path, shard: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["transfer", str(folder / "labels.json"), "--out", str(folder / "out.json"), f"--shard={shard or 'x'}"]
+    assert main(given) == 2
+    assert "`shard` must be i/n" in capsys.readouterr().err

@@ -119,6 +119,9 @@ def test_a_matcher_of_ones_own_is_named_by_its_module(name: str, options: dict[s
         (f"{__name__}:constant", {"device": "cuda:99"}, "`device` must be one"),
         (f"{__name__}:strict", {}, "`needed` must be given"),
         (f"{__name__}:nothing", {}, "that of a matcher or a function, received .*, a int"),
+        ("math:pow", {}, "of what takes its options by name, received 'math:pow'"),
+        ("hog", {"name": 5}, "ones that 'hog' takes, received 'name'"),
+        (5, {}, "`name` must be text, received int"),
     ],
 )
 def test_what_a_module_does_not_hold_is_said(name: str, options: dict[str, Any], message: str) -> None:
