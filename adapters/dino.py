@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -244,7 +245,7 @@ def _pretrained(model: str | Path, download: bool) -> Any:
             )
     except Exception as error:  # OSError, ValueError and safetensors' own, by what is wrong
         reason = str(error).strip().partition("\n")[0]
-        absent = not download and not Path(model).exists()
+        absent = not download and not os.path.exists(model)
         hint = "check the name and the files"
         if absent:
             hint = "download it, or have it downloaded: download=True (in the shell --option download=true)"

@@ -251,7 +251,7 @@ class Checkout:
                 raise MatcherError(f"{self.upstream.repository} at {str(self.root)!r} called sys.exit") from error
 
     def _check(self) -> None:
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):
             clone = f"git clone https://github.com/{self.upstream.repository}"
             raise InputError(must_be("checkout", "an existing folder", repr(str(self.root)), clone))
         if (self.root / self.upstream.entry).is_file():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
-from kbc.files import as_path
+from kbc.files import as_path, is_file
 from kbc.geometry import Points, cell_centres, defined
 from kbc.images import Image
 from kbc.tensors import network_input
@@ -254,7 +254,7 @@ def read_checkpoint(path: str | Path, argument: str = "checkpoint") -> dict[str,
         DataError: the file is damaged, or holds objects that only unpickling could read.
     """
     path = as_path(path, argument)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(must_be(argument, "an existing checkpoint file", repr(str(path)), "check the path"))
     try:
         state = load_weights(path)

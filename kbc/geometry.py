@@ -157,8 +157,8 @@ class Box:
         try:
             if isinstance(box, (str, bytes)):
                 raise TypeError("text")
-            x0, y0, x1, y1 = (float(value) for value in box)
-        except (TypeError, ValueError) as error:
+            x0, y0, x1, y1 = to_array(box if hasattr(box, "__len__") else list(box)).tolist()
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(must_be(argument, "four numbers x0, y0, x1, y1", repr(box))) from error
         _check_box((x0, y0, x1, y1), argument)
         return cls(x0, y0, x1, y1)

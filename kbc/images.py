@@ -183,6 +183,7 @@ def _is_truncated(content: bytes) -> bool:
 
 
 def _from_array(image: npt.NDArray[Any], argument: str) -> Image:
+    image = image.astype(image.dtype.newbyteorder("="), copy=False)  # TIFF readers give big-endian ones
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
@@ -243,7 +244,12 @@ def _from_tensor(image: torch.Tensor, argument: str) -> Image:
         raise InputError(must_be(argument, "a tensor (3, H, W)", f"shape {tuple(image.shape)}"))
     if image.is_floating_point():
         image = image.float()  # NumPy has no bfloat16
-    return _from_array(image.detach().movedim(0, 2).cpu().numpy(), argument)
+    try:
+        array = image.detach().movedim(0, 2).cpu().numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without content (the meta device)
+        received = f"one on {image.device} of layout {image.layout}"
+        raise InputError(must_be(argument, "a dense tensor that holds numbers", received)) from error
+    return _from_array(array, argument)
 
 
 def fingerprint(image: Image) -> bytes:

@@ -52,6 +52,8 @@ def to_array(values: object, dtype: type = np.float64) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.asarray(_plain(values))
     if np.iscomplexobj(array):
         raise TypeError(f"complex numbers ({array.dtype})")
+    if array.dtype.kind in "bmM":
+        raise TypeError(f"no coordinates or scores ({array.dtype})")
     with np.errstate(all="ignore"):  # what float32 cannot hold is infinite
         return array.astype(dtype, copy=False)
 

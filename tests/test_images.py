@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import kbc
-from kbc.errors import InputError
+from kbc.errors import InputError, MatcherError
 from kbc.headers import stated_size
 from kbc.images import fingerprint, load_image, turned
 from kbc.types import Pair
@@ -439,3 +440,38 @@ def test_relative_coordinates_are_refused() -> None:
 def test_integers_of_hundreds_of_digits_are_no_points() -> None:
     with pytest.raises(InputError, match=r"`keypoints` must be numbers of shape"):
         Pair(SCENE, SCENE, [[10**400, 1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(lambda x: x.to("meta"), "meta"), (lambda x: x.to_sparse(), "sparse"), (lambda x: x.to_sparse().half(), "sparse")],
+)
+def test_tensors_without_pixels_are_refused(change: Any, said: str) -> None:
+    with pytest.raises(InputError, match=f"`image` must be a dense tensor that holds numbers.*{said}"):
+        load_image(change(torch.rand(3, 4, 5)))
+
+
+def test_big_endian_arrays_are_read() -> None:
+    deep = np.random.default_rng(0).integers(0, 65535, (40, 50, 3)).astype(np.uint16)
+    for kind in (">u2", ">i4", ">f4"):
+        given = deep / 65535 if kind == ">f4" else deep
+        np.testing.assert_array_equal(load_image(given.astype(kind)), load_image(given.astype(kind[1:])))
+
+
+@pytest.mark.parametrize("values", [np.zeros((2, 2), bool), np.zeros((2, 2), "datetime64[s]"), [[True, False]]])
+def test_truth_values_and_dates_are_no_coordinates(values: object) -> None:
+    blank = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(InputError, match="`keypoints` must be numbers"):
+        Pair(blank, blank, values)
+    with pytest.raises(MatcherError, match="must give numbers as keypoints"):
+        kbc.as_matcher(lambda source, target, keypoints: np.zeros((1, 2), bool)).match([Pair(blank, blank, [[2, 3]])])
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(0, 0, 10**400, 4), np.ma.array([0, 0, 3, 4.0], mask=[0, 0, 1, 0]), (1j, 0, 3, 4), (True, False, True, True)],
+)
+def test_boxes_of_no_numbers_are_refused(box: object) -> None:
+    blank = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(InputError, match="`target_box` must be"):
+        Pair(blank, blank, [[2, 3]], target_box=box)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from kbc.data.records import (
     read_json,
 )
 from kbc.errors import DataError, InputError, must_be
+from kbc.files import is_file
 from kbc.geometry import Points
 
 _FOLDERS = {"intra-species": "", "cross-species": "_cross_species", "cross-family": "_cross_family"}
@@ -122,7 +123,7 @@ def _record(base: Path, path: Path, held: dict[str, _Image], visible: int, zeros
 
 def _image(base: Path, below: str, annotation: _Image) -> Path:
     folder = inside(base / "JPEGImages", below, "json path").parent
-    if annotation.file_name and inside(folder, annotation.file_name, "file_name").is_file():
+    if annotation.file_name and is_file(inside(folder, annotation.file_name, "file_name")):
         return inside(folder, annotation.file_name, "file_name")
     return existing(folder / f"{Path(below).stem}.jpg")
 

@@ -10,7 +10,7 @@ import numpy as np
 from kbc.data.matlab import from_matlab, read_mat
 from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems, Zeros, existing, inside
 from kbc.errors import DataError, InputError, must_be
-from kbc.files import read_table
+from kbc.files import is_file, read_table
 from kbc.geometry import Box, Points
 from kbc.images import Image, load_image
 
@@ -83,7 +83,7 @@ def _listing(base: Path, folder: Path, split: str) -> Path:
     names = [f"{word}_pairs{tail}.csv" for word in words for tail in ("", "_pf_pascal")]
     for name in names:
         for place in (base, folder):
-            if (place / name).is_file():
+            if is_file(place / name):
                 return place / name
     raise DataError(f"{base}: no pair list; looked for {', '.join(names)}")
 

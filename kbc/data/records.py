@@ -126,7 +126,7 @@ class ImageCache:
             if path not in self._images and image.nbytes <= self.max_bytes:
                 self._images[path] = image
                 self.bytes += image.nbytes
-            while self.bytes > self.max_bytes:
+            while self._images and self.bytes > self.max_bytes:
                 self.bytes -= self._images.popitem(last=False)[1].nbytes
             return self._images.get(path, image)
 

@@ -17,6 +17,8 @@ from kbc.errors import InputError, must_be
 from kbc.geometry import Box, Points, Window, as_size
 from kbc.images import Image
 
+MAX_FACTOR = 10**6
+"""Larger ones overflow; how many pixels a picture may have is seen to for each."""
 _THUMB = (16, 16)
 _SAME = 0.9
 
@@ -41,8 +43,8 @@ def shrink(dataset: Dataset, factor: float, seed: int = 0, cache_bytes: int = CA
         InputError: `factor` below 1, or no other photo to paste into. A photo that would grow beyond what memory is
             likely to hold becomes a problem of its pairs.
     """
-    if not (np.isfinite(factor) and factor >= 1):
-        raise InputError(must_be("shrink", "a finite factor of at least 1", factor))
+    if not 1 <= factor <= MAX_FACTOR:
+        raise InputError(must_be("shrink", f"a factor of 1 to {MAX_FACTOR}", factor))
     if factor == 1 or not len(dataset):
         return dataset
     maker = _Maker(dataset, float(factor), seed)

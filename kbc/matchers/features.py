@@ -114,7 +114,7 @@ class FeatureMatcher:
                 maps = self._checked(self._runner.run(self.encode, batch))
                 self._runner.examine(self.encode, batch, maps)
                 self.encoded += len(part)
-                for (key, _), values in zip(part, maps, strict=True):
+                for (key, _), values in zip(part, _in_range(maps), strict=True):
                     found[key] = unit_length(values)  # its own memory, for the cache's sake
                     self._cache.put(key, found[key])
         return [found[key] for key in keys]
@@ -282,11 +282,20 @@ def from_features(
         raise InputError(must_be("encode", expected, type(encode).__name__, "give what computes the features"))
     warn_if_training(encode, "encode")
     size_hw = as_size(size)
-    if stride <= 0 or min(size_hw) < stride:
+    if not isinstance(stride, (int, float)) or not stride > 0:
+        raise InputError(must_be("stride", "a positive number of input pixels", repr(stride)))
+    if min(size_hw) < stride:
         raise InputError(must_be("size", f"at least one stride ({stride} px)", size_hw))
     grid = Grid(float(stride), (stride - 1) / 2 if offset is None else float(offset))
     where = usable_device(device)
     return FeatureMatcher(encode, grid, size_hw, name=name, normalise=normalise, device=where, cache_bytes=cache_bytes)
+
+
+def _in_range(maps: Tensor) -> Tensor:
+    """Maps (B, C, h, w), each divided by its largest value where float32 cannot hold the squares of its values."""
+    most = maps.abs().amax(dim=(1, 2, 3), keepdim=True)
+    extreme = (most > 1e15) | ((most < 1e-9) & (most > 0))
+    return maps / most.where(extreme, 1.0) if bool(extreme.any()) else maps
 
 
 def _voted(source: Tensor, target: Tensor, cells: Tensor) -> Tensor:

@@ -87,6 +87,8 @@ class NetworkRunner:
             values = real(output).to(self.device, torch.float32)
         except TypeError as error:
             raise MatcherError(f"{self.who} must give numbers, received {error}") from error
+        if not values.numel():
+            raise MatcherError(f"{self.who} must give numbers, received none: {tuple(values.shape)}")
         # The sum is had in a fraction of the time; of finite values it is finite, but for those that overflow.
         if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
             raise MatcherError(f"{self.who} must give finite values, received NaN or infinity")

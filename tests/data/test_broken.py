@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kbc.data import Dataset, open_dataset, shrink
-from kbc.errors import DataError
+from kbc.errors import DataError, InputError
 from kbc.geometry import Box
 
 
@@ -448,6 +448,51 @@ def test_ap10k(tmp_path: Path) -> None:
     assert "climb" in str(dataset.problems[0])
     layouts.edit_json(path, lambda c: c.update(src_json_path=7))
     assert "src_json_path" in str(open_dataset("ap10k", root).problems[0])
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a" * 300 + "/b.jpg"])
+def test_ap10k_names_that_no_file_has_give_way_to_the_usual_one(tmp_path: Path, name: str) -> None:
+    root = layouts.ap10k(tmp_path)
+    layouts.edit_json(root / "ImageAnnotation/Felidae/cat/000000000001.json", lambda c: c.update(file_name=name))
+    dataset = open_dataset("ap10k", root)
+    assert [record.source_path.name for record in dataset] == ["000000000001.jpg"]
+    assert not dataset.problems
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("coco", {"min_points": "x"}, "`min_points` must be a valid integer"),
+        ("coco", {"min_points": True}, "`min_points` must be a valid integer"),
+        ("coco", {"max_pairs": 1e9}, "`max_pairs` must be a valid integer"),
+        ("coco", {"annotations": 5}, "`annotations` must be a valid string"),
+        ("coco", {"images": [1]}, "`images` must be a valid string"),
+        ("coco", {"cache_bytes": "x"}, "`cache_bytes` must be a valid integer"),
+        ("spair", {"category": 5}, "`category` must be a valid string"),
+        ("pfpascal", {"cache_bytes": 1.5}, "`cache_bytes` must be a valid integer"),
+        ("pfwillow", {"pairs": 5}, "`pairs` must be a valid string"),
+        ("ap10k", {"occluded": "yes"}, "`occluded` must be a valid boolean"),
+        ("scenes", {"size_hw": "x"}, "`size_hw` must be"),
+        ("scenes", {"count": None}, "`count` must be a valid integer"),
+    ],
+)
+def test_options_of_another_type_are_refused(tmp_path: Path, kind: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        open_dataset(kind, tmp_path, **options)
+
+
+def test_numbers_of_numpy_are_numbers_and_a_cache_may_hold_nothing(tmp_path: Path) -> None:
+    root = layouts.coco(tmp_path)
+    dataset = open_dataset("coco", root, min_points=np.int64(1), cache_bytes=-1)
+    assert dataset.image(dataset[0].source_path).shape == (60, 80, 3)
+    assert len(open_dataset("scenes", count=1, size_hw=[96, 128])) == 1
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a\0b"])
+@pytest.mark.parametrize("kind", ["spair", "pfpascal", "pfwillow", "ap10k", "coco"])
+def test_roots_of_impossible_names_are_refused(kind: str, name: str) -> None:
+    with pytest.raises(DataError, match="`root` must be an existing folder"):
+        open_dataset(kind, name)
 
 
 @pytest.mark.parametrize("kind", ["spair", "pfpascal", "pfwillow", "ap10k", "coco"])

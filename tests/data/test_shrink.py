@@ -88,7 +88,7 @@ def test_a_set_of_one_photo_cannot_be_shrunk(tmp_path: Path) -> None:
         small.load(small[0])
 
 
-@pytest.mark.parametrize("factor", [0.5, 0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("factor", [0.5, 0, -1, 1.1e6, 1e308, float("nan"), float("inf")])
 def test_nonsense_factors(tmp_path: Path, factor: float) -> None:
     with pytest.raises(InputError, match="shrink"):
         shrink(open_dataset("coco", layouts.coco(tmp_path)), factor)

@@ -113,6 +113,8 @@ def test_votes_move_a_point_to_where_its_neighbours_went() -> None:
         (lambda images: torch.zeros(1, 64, 4), r"\(1, 64, 4\); tokens .*reshape\(B, C, h, w\)"),
         (lambda images: None, "NoneType"),
         (lambda images: torch.full((1, 4, 8, 8), torch.nan), "NaN"),
+        (lambda images: torch.zeros(1, 0, 8, 8), r"received none: \(1, 0, 8, 8\)"),
+        (lambda images: torch.zeros(1, 4, 0, 8), r"received none: \(1, 4, 0, 8\)"),
     ],
 )
 def test_wrong_features_are_named(encode: Any, message: str) -> None:
@@ -123,10 +125,25 @@ def test_wrong_features_are_named(encode: Any, message: str) -> None:
     assert "'net'" in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"stride": 0}, {"stride": 16, "size": 8}, {"stride": -4}])
-def test_impossible_grids_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="`size`"):
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"stride": 16, "size": 8}, "size"),
+        *(({"stride": stride}, "stride") for stride in (0, -4, float("nan"), "16", None, (16, 16))),
+    ],
+)
+def test_impossible_grids_are_refused(options: dict[str, Any], argument: str) -> None:
+    with pytest.raises(InputError, match=f"`{argument}`"):
         kbc.from_features(patch_means, **options)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [2.0**100, 2.0**60, 2.0**-60, 2.0**-100])
+def test_features_of_any_scale_give_the_same_answers(scale: float) -> None:
+    pair = Pair(draw_scene(1), draw_scene(2), [[10.0, 10.0], [60.0, 50.0], [90.0, 30.0]])
+    wanted = kbc.from_features(patch_means, 8, size=128).match([pair])[0].keypoints
+    found = kbc.from_features(lambda images: patch_means(images) * scale, 8, size=128).match([pair])[0].keypoints
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 def test_a_wrong_stride_is_refused_before_it_gives_wrong_places() -> None:
