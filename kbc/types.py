@@ -169,7 +169,7 @@ def sure_points(keypoints: Points, confidence: Scores, least: float) -> Points:
     Raises:
         InputError: `least` is not in [0, 1].
     """
-    if not 0 <= least <= 1:
+    if not isinstance(least, (int, float)) or not 0 <= least <= 1:
         raise InputError(must_be("min_confidence", "in [0, 1]", least))
     return np.where(np.nan_to_num(confidence)[:, None] >= least, keypoints, np.nan)
 

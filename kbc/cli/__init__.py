@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -14,7 +14,7 @@ from kbc import __version__
 from kbc.cli.text import Parser
 from kbc.cli.text import fitted as fitted
 from kbc.cli.text import two_columns as two_columns
-from kbc.errors import KBCError, MissingDependencyError
+from kbc.errors import KBCError, MissingDependencyError, counted
 
 FAILED, WRONG_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 
@@ -195,6 +195,15 @@ def command_parser(name: str, module: CommandModule) -> argparse.ArgumentParser:
 
 def _exit_codes() -> str:
     return "exit codes:\n" + two_columns(list(EXIT_CODES.items()), 2)
+
+
+def say_problems(problems: Iterable[object], most: int = 20) -> None:
+    """Say on standard error what was passed over, a line each; the last ones by their number."""
+    found = list(problems)
+    for problem in found[:most]:
+        print(f"note: {problem}", file=sys.stderr)
+    if len(found) > most:
+        print(f"note: and {counted(len(found) - most)} more", file=sys.stderr)
 
 
 def _complain(error: object, code: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from kbc.cli import say_problems
 from kbc.cli.options import key_values
 from kbc.cli.ui_guard import Guard, without_folders
 from kbc.data.records import explain
@@ -41,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     root = None if args.root is None else Path(args.root)
     labels = LabelFile(Path(args.labels), root)
-    for problem in labels.problems:
-        print(f"note: {problem}; passed over", file=sys.stderr)
+    say_problems(labels.problems)
     made_by = None if args.matcher is None else {"matcher": args.matcher, "options": key_values(args.option)}
     server = LabelServer(labels, made_by, args.host, args.port)
     print(f"kbc ui: {server.url} ; Ctrl-C ends it", file=sys.stderr)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kbc.cli import say_problems
 from kbc.cli.options import (
     add_kbc_options,
     add_matcher_options,
@@ -100,8 +101,7 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
             raise InputError(must_be(option, "at least 1", value))
     problems = Problems(labels.problems)
     boxes = read_detections(Path(args.boxes), images, labels, problems) if args.boxes else None
-    for problem in problems:
-        print(f"note: {problem}", file=sys.stderr)
+    say_problems(problems)
     if boxes is not None and args.instances != 1:
         raise InputError(must_be("--instances", "not given together with --boxes", args.instances))
     if kind in ("dlc", "slp", "labelstudio"):

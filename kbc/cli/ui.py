@@ -90,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.port is not None and not 1 <= args.port <= 65535:
         raise InputError(must_be("--port", "between 1 and 65535", args.port))
+    if not args.host.strip():  # a shell's variable that is not set
+        raise InputError(must_be("--host", "an address", repr(args.host), "0.0.0.0 is every one of this machine"))
     if args.labels is not None:
         from kbc.cli import label_ui
 

@@ -66,6 +66,11 @@ class Exemplar:
         object.__setattr__(self, "keypoints", points)
         object.__setattr__(self, "box", None if self.box is None else Box.of(self.box, "box"))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Points that were pickled or copied are read-only again."""
+        self.__dict__.update(state)
+        self.keypoints.setflags(write=False)
+
 
 @dataclass(frozen=True)
 class Category:

@@ -144,8 +144,7 @@ class Labeller:
         for name, value in (("instances", instances), ("ask", ask)):
             if not isinstance(value, int) or value < 1:
                 raise InputError(must_be(name, "a whole number, at least 1", value))
-        if not isinstance(min_confidence, (int, float)) or not 0 <= min_confidence <= 1:
-            raise InputError(must_be("min_confidence", "in [0, 1]", min_confidence))
+        sure_points(np.empty((0, 2)), np.empty(0), min_confidence)  # which checks it
         self.matcher = matcher if isinstance(matcher, KBCMatcher) else wrap(matcher)
         config = self.matcher.config
         if config.passes == 0 or config.localizer in ("predicted", "given"):

@@ -518,6 +518,7 @@ def test_match_refuses_an_output_before_it_matches(
         (("demo", "--pairs", "x"), "`--pairs` must be a whole number, received 'x'; see `kbc demo --help`"),
         (("demo", "--out", __file__), "`--out` must be a folder that can be written to, received "),
         (("data", "chek"), "`action` must be one of check, sources, received 'chek'; did you mean 'check'?"),
+        (("ui", "--host", ""), "`--host` must be an address, received ''; 0.0.0.0 is every one of this machine"),
         (("ui", "--port", "99999"), "`--port` must be between 1 and 65535, received 99999"),
         (("ui", "--matcher", "hogg"), "did you mean 'hog'?"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +203,21 @@ def test_wrong_arguments_are_refused_before_the_first_picture() -> None:
         Exemplar(picture(BOXES[0]), (), [[1, 2], [3, 4]])
     with pytest.raises(InputError, match="visible"):
         Exemplar(picture(BOXES[0]), ("a",), [[np.nan, 2]])
+
+
+@pytest.mark.parametrize("least", [float("nan"), "x", None, [0.5], -0.1, 1.1])
+def test_a_least_confidence_that_is_none_is_refused(least: Any) -> None:
+    found = next(transfer([EXEMPLAR], [picture(BOXES[0])], find_red)).objects[0]
+    with pytest.raises(InputError, match="`min_confidence` must be in"):
+        found.at_least(least)
+
+
+def test_an_exemplar_that_travelled_is_read_only_and_answers_alike() -> None:
+    there = pickle.loads(pickle.dumps(EXEMPLAR))
+    assert not there.keypoints.flags.writeable
+    target = picture(BOXES[2])
+    found, wanted = (next(transfer([one], [target], find_red)).objects[0] for one in (there, EXEMPLAR))
+    np.testing.assert_array_equal(found.keypoints, wanted.keypoints)
 
 
 def test_answers_meet_where_most_confidence_lies() -> None:

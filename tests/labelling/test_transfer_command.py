@@ -427,3 +427,11 @@ def test_a_shard_that_is_none_is_refused(folder: Path, shard: str, capsys: pytes
     given = ["transfer", str(folder / "labels.json"), "--out", str(folder / "out.json"), f"--shard={shard or 'x'}"]
     assert main(given) == 2
     assert "`shard` must be i/n" in capsys.readouterr().err
+
+
+def test_many_broken_boxes_are_counted_and_not_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = [{"image_id": 1000 + i, "bbox": [1, 2, 3, 4]} for i in range(500)]
+    (folder / "boxes.json").write_text(json.dumps([{"image_id": 3, "bbox": [30, 30, 60, 50]}, *broken]))
+    transferred(folder, "--boxes", str(folder / "boxes.json"))
+    said = capsys.readouterr().err.splitlines()
+    assert (len(said), said[-1]) == (21, "note: and 480 problems more")
