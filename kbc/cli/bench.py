@@ -7,7 +7,6 @@ figure is the ratio of medians over the eager reference formulation (permute →
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor
 
 from kbc.cli import bench_pipeline
+from kbc.cli.env import processor
+from kbc.cli.text import markdown_table
 from kbc.files import output_file, write_json
 from kbc.ops.conv4d import center_pivot_conv4d
 from kbc.ops.modules import CenterPivotConv4d, CenterPivotStack
@@ -155,7 +156,7 @@ def _peak_memory(side: int) -> Row:
         return replace(row, note="needs Linux's /proc")
     found = []
     for backend in ("reference", "torch"):  # a fresh process each: what one frees, the other would find warm
-        command = [sys.executable, "-m", "kbc.cli.bench", "--peak", backend, "--side", str(side)]
+        command = [sys.executable, "-m", "kbc", "bench", "--peak", backend, "--side", str(side)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             return replace(row, note=f"the {backend} process failed: {done.stderr.strip()[-200:]}")
@@ -293,22 +294,14 @@ def _graphed(run: Run) -> torch.cuda.CUDAGraph:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| measured | ratio | |", "|---|---|---|"]
-    lines += [f"| {r.name} | {'–' if r.found is None else f'{r.found:.2f}×'} | {r.note} |" for r in rows]
-    return "\n".join(lines)
+    shown = [(r.name, "–" if r.found is None else f"{r.found:.2f}×", r.note) for r in rows]
+    return markdown_table(["measured", "ratio", ""], shown)
 
 
 def environment() -> str:
     """The machine in one line."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    return f"{cpu} ({torch.backends.cpu.get_cpu_capability()}), one thread; torch {torch.__version__}; {card}"
+    return f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), one thread; torch {torch.__version__}; {card}"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -334,7 +327,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "pipeline":
         with _one_thread():
             costs = bench_pipeline.measure(args)
-        rows, text = bench_pipeline.as_rows(costs), bench_pipeline.table(costs)
+        rows, text = [asdict(cost) for cost in costs], bench_pipeline.table(costs)
     else:
         found = bench_conv4d(quick=args.quick)
         rows, text = [asdict(row) for row in found], table(found)
@@ -343,14 +336,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json != "-":
         print(environment(), text, sep="\n\n")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`kbc bench` without the command line around it: `python -m kbc.cli.bench`."""
-    parser = argparse.ArgumentParser(prog="kbc bench", description=HELP)
-    configure(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 
 import kbc
 from kbc.cli.options import key_values
+from kbc.cli.text import markdown_table
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, must_be
 from kbc.matchers.protocol import Matcher, run_matcher
@@ -258,7 +259,7 @@ def _median(turns: Sequence[Cost], setting: Setting | None) -> Cost:
 def table(costs: Sequence[Cost]) -> str:
     """The costs as a Markdown table, milliseconds a pair; ratios to the plain matcher where it was measured."""
     heads = ["size/stride, channels", "points", "batch", "", "calls", "wall", "× plain", "own", "× plain"]
-    lines = ["| " + " | ".join([*heads, *costs[0].stages]) + " |", "|---" * (len(heads) + len(costs[0].stages)) + "|"]
+    rows = []
     plain: dict[Any, Cost] = {(c.setting, c.points, c.batch): c for c in costs if c.variant == "plain"}
     for cost in costs:
         s, base = cost.setting, plain.get((cost.setting, cost.points, cost.batch))
@@ -267,8 +268,8 @@ def table(costs: Sequence[Cost]) -> str:
         for name in ("wall", "own"):
             value = getattr(cost, name)
             cells += [f"{value:.1f}", f"{value / getattr(base, name):.1f}" if base else "–"]
-        lines.append("| " + " | ".join([*cells, *(f"{value:.1f}" for value in cost.stages.values())]) + " |")
-    return "\n".join(lines)
+        rows.append([*cells, *(f"{value:.1f}" for value in cost.stages.values())])
+    return markdown_table([*heads, *costs[0].stages], rows)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -318,8 +319,3 @@ def _whole(text: str, between: str, count: int | None = None) -> Any:
         expected = f"{count or 'some'} whole numbers above 0 with {between!r} between"
         raise InputError(must_be("--inputs, --points and --batch", expected, repr(text)))
     return found
-
-
-def as_rows(costs: Sequence[Cost]) -> list[dict[str, Any]]:
-    """JSON-ready."""
-    return [asdict(cost) for cost in costs]

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from kbc.data.scenes.render import ScenePair, categories, scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, counted, must_be
 from kbc.evaluation.pck import PCK, PCKResult, Protocol, correct
 from kbc.files import output_file, output_folder, write_json
+from kbc.progress import progress_bar
 from kbc.types import Match, MatchResult
 
 HELP = """Draw pairs of scenes with small articulated figures in clutter, match them with and without KBC, print the
@@ -32,8 +33,6 @@ SECONDS_A_PAIR = {"hog": 0.3, "kbcnet": 2.5}
 SECONDS_BESIDE = 6
 """Loading, drawing the scenes, drawing demo.png."""
 PROTOCOL = Protocol(alphas=(0.05, 0.1, 0.15), threshold="bbox")
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(fitted(plan(args.pairs, chosen, config)), file=sys.stderr)
     scenes = draw_scenes(args.pairs, args.seed, args.variation)
-    outcomes = [play(name, scenes, options, config, None if args.quiet else bar(name)) for name, options in chosen]
+    outcomes = [play(name, scenes, options, config, not args.quiet) for name, options in chosen]
     best = max(outcomes, key=lambda outcome: outcome.with_kbc.per_point[0.1])
     if args.json != "-":
         print(table(outcomes, len(scenes), config), flush=True)
@@ -156,7 +155,7 @@ def play(
     scenes: Sequence[ScenePair],
     options: dict[str, Any],
     config: KBCConfig,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> Outcome:
     """One matcher on all scenes, wrapped by KBC; its coarse answers are the matcher without KBC."""
     from kbc import load_matcher, wrap
@@ -164,12 +163,10 @@ def play(
     wrapped = wrap(load_matcher(name, **options), config)
     start = time.perf_counter()
     results: list[MatchResult] = []
-    for done, scene in enumerate(scenes):
-        if progress:
-            progress(done, len(scenes))
-        results += wrapped.match([scene.pair])
-    if progress:
-        progress(len(scenes), len(scenes))
+    with progress_bar("pair", progress) as show:
+        for done, scene in enumerate(scenes, 1):
+            results += wrapped.match([scene.pair])
+            show(done, len(scenes), name)
     seconds = time.perf_counter() - start
     metrics = PCK(PROTOCOL), PCK(PROTOCOL)
     for scene, result in zip(scenes, results, strict=True):
@@ -250,19 +247,6 @@ def to_dict(
             for outcome in outcomes
         ],
     }
-
-
-def bar(name: str) -> Progress:
-    """A progress line on standard error: a bar on a terminal, one line at the end elsewhere."""
-
-    def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            filled = "█" * (30 * done // total)
-            print(f"\r{name:<8} |{filled:<30}| {done}/{total}", end="\n" if done == total else "", file=sys.stderr)
-        elif done == total:
-            print(f"{name}: {counted(total, 'pair')} matched", file=sys.stderr)
-
-    return show
 
 
 def _right(scene: ScenePair, result: MatchResult) -> dict[str, Any]:

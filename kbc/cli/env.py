@@ -41,7 +41,7 @@ def collect() -> dict[str, str]:
     facts = {
         "python": f"{sys.version.split()[0]} ({platform.python_implementation()})",
         "platform": platform.platform(),
-        "processor": f"{_processor()}, {os.cpu_count()} threads",
+        "processor": f"{processor()}, {os.cpu_count()} threads",
     }
     facts |= {name: _version(name) for name in PACKAGES}
     facts["cv2"] = _cv2()
@@ -94,7 +94,8 @@ def _kernels(device: torch.device) -> str:
     return f"{named}; torch computes these instead" if wrong else "all right"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

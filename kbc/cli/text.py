@@ -6,7 +6,7 @@ import argparse
 import re
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from kbc.errors import InputError, must_be, nearest
@@ -24,6 +24,11 @@ def two_columns(rows: Sequence[tuple[str, str]], indent: int = 0) -> str:
     """Names on the left, what is said of each on the right, broken at the terminal's width."""
     second = indent + 2 + max((len(name) for name, _ in rows), default=0)
     return "\n".join(fitted(name.ljust(second - indent) + text, indent, second).rstrip() for name, text in rows)
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
 
 
 class Parser(argparse.ArgumentParser):

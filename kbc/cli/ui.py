@@ -19,6 +19,7 @@ from typing import Any
 from kbc.cli.match import match, origins, rows, sure
 from kbc.cli.options import add_matcher_options, key_values, parse_box
 from kbc.cli.points import typed_points
+from kbc.cli.text import markdown_table
 from kbc.cli.ui_guard import MAX_UPLOAD, guarded, without_folders
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
@@ -173,7 +174,7 @@ def build(server: Server) -> Any:
             return (
                 view.summary,
                 view.picture,
-                as_markdown(view.table),
+                markdown_table(COLUMNS, view.table),
                 gr.DownloadButton(value=view.download, interactive=True),
             )
 
@@ -249,12 +250,6 @@ def table(pair: Pair, result: MatchResult) -> list[list[str]]:
         ]
         for i in range(len(pair.keypoints))
     ]
-
-
-def as_markdown(rows_: list[list[str]]) -> str:
-    """The table for the page; coordinates are pixels of the original images."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows_]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def describe(result: MatchResult) -> str:

@@ -22,7 +22,7 @@ from kbc.data.records import (
     read_json,
 )
 from kbc.errors import DataError, InputError, must_be
-from kbc.files import read_text
+from kbc.files import is_file, read_text
 from kbc.geometry import Points
 
 _Point = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -122,7 +122,7 @@ def _record(
 ) -> PairRecord:
     folder = base / "PairAnnotation" / split
     path = inside(folder, f"{name}.json", "pair name")
-    if not _is_file(path):
+    if not is_file(path):
         path = inside(folder, f"{name.replace(':', '_')}.json", "pair name")
     pair = read_json(path, _Pair)
     if len(pair.src_kps) != len(pair.trg_kps) or not pair.src_kps:
@@ -152,13 +152,6 @@ def _record(
     if np.isnan(record.keypoints).all():
         raise DataError("no point is annotated in both images")
     return record
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return bool(existing(path))
-    except DataError:
-        return False
 
 
 def _points(rows: list[list[float]]) -> Points:
