@@ -125,7 +125,7 @@ def test_the_index_takes_both(dist: Path) -> None:
 
 def test_a_distributor_builds_and_tests_from_the_sdist(dist: Path, bare: Path, tmp_path: Path) -> None:
     python = with_extra(bare, next(dist.glob("*.whl")), "viz", tmp_path / "env")
-    shell("python -m pip install -q pytest pytest-benchmark hypothesis", tmp_path, python=python)
+    shell("python -m pip install -q pytest hypothesis", tmp_path, python=python)
     shell(f"tar -xf {next(dist.glob('*.tar.gz'))} --strip-components 1", tmp_path)
     shell("python -m pip install -q --no-deps --force-reinstall .", tmp_path, python=python)
     quick = "tests/test_api.py tests/test_geometry.py tests/test_cropping.py tests/test_house.py tests/test_readme.py"

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
@@ -166,26 +167,25 @@ def build(server: Server) -> Any:
         numbers = gr.Markdown(elem_id="kbc-table")
         count = gr.State(0)
 
-        def on_match(*values: Any) -> tuple[Any, ...]:
-            try:
-                view = answer(server, *values)
-            except KBCError as error:
-                raise gr.Error(without_folders(str(error)), print_exception=False) from error
-            return (
-                view.summary,
-                view.picture,
-                markdown_table(COLUMNS, view.table),
-                gr.DownloadButton(value=view.download, interactive=True),
-            )
-
         inputs = [source, target, points, box, matcher, localizer, budget]
-        go.click(on_match, inputs, [summary, picture, numbers, download], scroll_to_output=True)
+        go.click(partial(_on_match, server), inputs, [summary, picture, numbers, download], scroll_to_output=True)
         undo.click(lambda text: " ".join(text.split()[:-1]), points, points)
         clear.click(lambda: ("", ""), None, [points, box])
         source.input(lambda: "", None, points)
         target.input(lambda: "", None, box)
         example.click(lambda n: (*draw_example(server, n), "", n + 1), count, [source, target, points, box, count])
     return page
+
+
+def _on_match(server: Server, *values: Any) -> tuple[Any, ...]:
+    """What the button shows: summary, picture, table and download."""
+    gr = _require_gradio()
+    try:
+        view = answer(server, *values)
+    except KBCError as error:
+        raise gr.Error(without_folders(str(error)), print_exception=False) from error
+    table = markdown_table(COLUMNS, view.table)
+    return view.summary, view.picture, table, gr.DownloadButton(value=view.download, interactive=True)
 
 
 def answer(

@@ -218,8 +218,6 @@ def open_coco(
         DataError: the folder or a file as a whole cannot be used. Single broken entries become `problems`.
     """
     base = Path(root)
-    if not base.is_dir():
-        raise DataError(must_be("root", "an existing folder", repr(str(root))))
     for argument, count in (("min_points", min_points), ("max_pairs", max_pairs)):
         if count < 1:
             raise InputError(must_be(argument, "at least 1", count))
@@ -231,20 +229,21 @@ def open_coco(
     folder = _image_folder(base, name, data.images) if images is None else inside(base, images or ".", "images")
     visible = (1.0 if occluded else 2.0) if isinstance(occluded, bool) else float(occluded)
     reader = CocoReader(folder, data, problems, visible)
-    wanted = inside(base, pairs or "pairs.json", "pairs")
-    notes = []
+    wanted, notes = inside(base, pairs or "pairs.json", "pairs"), []
     if pairs or files.is_file(wanted):
-        listed = [(a, b) for a, b in read_json(wanted, _Pairs).pairs]
+        chosen = [(a, b) for a, b in read_json(wanted, _Pairs).pairs]
     else:
-        listed, possible = reader.all_pairs(min_points, max_pairs)
+        chosen, possible = reader.all_pairs(min_points, max_pairs)
         if possible > max_pairs:
-            notes.append(f"{len(listed):,} of {possible:,} possible pairs, evenly spread; max_pairs takes more")
-    records = reader.records(listed, name, min_points)
+            notes.append(f"{len(chosen):,} of {possible:,} possible pairs, evenly spread; max_pairs takes more")
+    records = reader.records(chosen, name, min_points)
     reader.report_zeros(name)
     return Dataset(base.resolve().name, records, problems, sized(reader.sizes), cache_bytes, notes)
 
 
 def _one_layout(base: Path) -> str:
+    if not base.is_dir():
+        raise DataError(must_be("root", "an existing folder", repr(str(base))))
     found = layouts(base)
     if not found:
         hint = "name the file with the option annotations"

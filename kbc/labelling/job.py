@@ -121,19 +121,12 @@ class Job:
             DataError: a journal is broken.
         """
         output_file(self.out, "--out")
-        own, mine = journal_path(self.out, self.shard), self.images[self.shard[0] :: self.shard[1]]
+        mine = self.images[self.shard[0] :: self.shard[1]]
         identity = _json({"kbc": self._identity(workers.labeller)})
-        whole = journal_path(self.out)
-        if whole != own and whole.exists():
-            LineFile(whole, alone=True).close()  # a job on all pictures is not at work
         with ExitStack() as opened:
-            file = opened.enter_context(LineFile(own, alone=True))
-            journals = _journals(self.out)
-            for other in journals if self.shard == WHOLE else ():
-                if other != own:
-                    opened.enter_context(LineFile(other, alone=True))  # no shard is at work
+            file, journals = self._claim(opened), _journals(self.out)
             done = {line["key"]: line for journal in journals for line in _lines(journal, identity)}
-            if not own.stat().st_size:
+            if not file.path.stat().st_size:
                 file.write(identity)
             keys = {image: self._key(image) for image in mine if image not in self.labels.labelled}
             answers = workers([(image, self._boxes(image)) for image, key in keys.items() if key not in done])
@@ -157,6 +150,21 @@ class Job:
         for journal in journals:
             _remove(journal)
         return results
+
+    def _claim(self, opened: ExitStack) -> LineFile:
+        """The job's own journal, open for writing; no job on all pictures is at work beside a shard, nor the reverse.
+
+        Raises:
+            InputError: one is.
+        """
+        own, whole = journal_path(self.out, self.shard), journal_path(self.out)
+        if own != whole and whole.exists():
+            LineFile(whole, alone=True).close()
+        file = opened.enter_context(LineFile(own, alone=True))
+        for other in _journals(self.out) if own == whole else ():
+            if other != own:
+                opened.enter_context(LineFile(other, alone=True))
+        return file
 
     def _boxes(self, image: Path) -> Sequence[Detection] | None:
         return None if self.boxes is None else self.boxes.get(image, ())
