@@ -60,6 +60,17 @@ def must_be(argument: str, expected: str, received: object, hint: str = "") -> s
     return f"{text}; {hint}" if hint else text
 
 
+def whole_number(name: str, text: str) -> int:
+    """A whole number as an environment variable has it.
+
+    Raises:
+        InputError: something else.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise InputError(must_be(name, "a whole number", f"{text!r:.60}"))
+    return int(text)
+
+
 def requirement(message: str) -> str:
     """What pydantic says of a field, in the words of `must_be`.
 

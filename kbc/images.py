@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from kbc.errors import InputError, MissingDependencyError, must_be
+from kbc.errors import InputError, MissingDependencyError, must_be, whole_number
 from kbc.headers import FORMATS, start_of_scan, stated_size
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _check_header(content: bytes, path: Path, argument: str) -> None:
         received = f"{str(path)!r}, which OpenCV cannot decode or which states no size"
         raise InputError(must_be(argument, f"a readable image file ({FORMATS})", received, "save it as PNG"))
     limit = os.environ.get("KBC_MAX_PIXELS", "")
-    most = int(limit) if limit.isdecimal() else MAX_PIXELS
+    most = whole_number("KBC_MAX_PIXELS", limit) if limit else MAX_PIXELS
     if size[0] * size[1] > most:
         received = f"{size[1]}×{size[0]} in {str(path)!r}"
         hint = "shrink it, or set the environment variable KBC_MAX_PIXELS"

@@ -61,14 +61,9 @@ def test_the_version_is_one() -> None:
 
 
 def test_importing_kbc_is_cheap() -> None:
-    script = (
-        "import sys, time; start = time.perf_counter(); import kbc; took = time.perf_counter() - start; "
-        "print(took, [m for m in ('torch', 'cv2', 'numpy', 'pydantic') if m in sys.modules])"
-    )
+    script = "import sys, kbc; print([m for m in ('torch', 'cv2', 'numpy', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    took, modules = done.stdout.split(maxsplit=1)
-    print(f"import kbc: {float(took) * 1000:.0f} ms")
-    assert modules.strip() == "[]"
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])

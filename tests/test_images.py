@@ -214,6 +214,14 @@ def test_a_tiff_whose_directory_lies_beyond_any_file_is_refused(tmp_path: Path) 
         load_image(path)
 
 
+@pytest.mark.parametrize("limit", ["1e9", "-5", "²", "many", "9" * 5000])
+def test_a_limit_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
+    monkeypatch.setenv("KBC_MAX_PIXELS", limit)
+    with pytest.raises(InputError, match="`KBC_MAX_PIXELS` must be a whole number"):
+        load_image(tmp_path / "a.png")
+
+
 def test_a_small_file_of_a_huge_picture_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "bomb.png", SCENE)
     data = bytearray(path.read_bytes())

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kbc.data import Dataset, PairRecord
-from kbc.errors import InputError, KBCError, must_be
+from kbc.errors import InputError, KBCError, must_be, whole_number
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
 from kbc.evaluation.plan import GIVEN, OFF, AnyMatcher, Plan, Run, written
 from kbc.images import image_hw
@@ -272,7 +272,8 @@ def _job(plan: Plan, folder: Path, datasets: Sequence[Dataset], shard: tuple[int
 def torchrun_rank() -> tuple[int, int] | None:
     """(rank, world size) when torchrun started this process, else None."""
     if all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        rank, world = (whole_number(name, os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        return rank, world
     return None
 
 

@@ -32,7 +32,7 @@ class Card(BaseModel):
         training: how the weights came about.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: str = FORMAT
     model: ModelConfig

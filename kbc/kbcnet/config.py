@@ -46,7 +46,7 @@ class ModelConfig(BaseModel):
         reach: cells on each side of the peak that take part in the soft-argmax.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     backbone: Literal["tiny", "resnet18", "resnet50", "resnet101"] = "tiny"
     layers: tuple[int, int, int] = (2, 3, 4)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import get_args
@@ -250,11 +249,9 @@ def test_json_refuses_nan_and_leaves_nothing(tmp_path: Path) -> None:
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def test_help_is_fast_and_imports_neither_torch_nor_cv2() -> None:
+def test_help_imports_neither_torch_nor_cv2() -> None:
     code = "import sys, kbc.cli; assert kbc.cli.main(['--help']) == 0; assert not {'torch', 'cv2'} & set(sys.modules)"
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 5  # seconds on a busy machine; 0.1 on a quiet one
     assert all(name in done.stdout for name in cli.COMMANDS)
     assert "exit codes" in done.stdout
 

@@ -97,6 +97,12 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
         ("name", "LAST"),
         ("name", "a" * 300),
         ("model.widths", [8000] * 3),
+        ("seed", 2**63),
+        ("lr", "inf"),
+        ("lr", float("nan")),
+        ("clip", float("inf")),
+        ("weight_decay", float("inf")),
+        ("plain_weight", float("inf")),
     ],
 )
 def test_a_recipe_that_asks_for_too_much_is_refused(field: str, value: object) -> None:

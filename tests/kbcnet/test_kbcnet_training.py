@@ -17,6 +17,7 @@ from kbcnet_helpers import SMALL, small_config, small_recipe
 
 from kbc.cli import train as command
 from kbc.errors import DataError, InputError
+from kbc.evaluation.runner import torchrun_rank
 from kbc.kbcnet.checkpoint import empty_network, load_checkpoint
 from kbc.kbcnet.training.batches import Mixture, indices_of
 from kbc.kbcnet.training.pool import _digest
@@ -203,6 +204,19 @@ def test_processes_that_do_not_share_the_folder_go_on_together(tmp_path: Path) -
     train(recipe, options(tmp_path / "whole"))
     first, second = (load_safetensors(tmp_path / name / "last.safetensors") for name in ("whole", "rank0"))
     assert apart(first, second, "exp_avg/") < 1e-3
+
+
+@pytest.mark.parametrize("size", ["x", "", "-1", "²", "9" * 5000])
+def test_a_number_of_processes_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(InputError, match="`WORLD_SIZE` must be a whole number"):
+        train(small_recipe(), options(tmp_path))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    with pytest.raises(InputError, match="`WORLD_SIZE` must be a whole number"):
+        torchrun_rank()
 
 
 def test_each_process_takes_its_own_gpu_before_they_meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

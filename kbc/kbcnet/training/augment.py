@@ -65,7 +65,7 @@ class Views(BaseModel):
         colour: strength of the colour jitter, 0 … 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size: Annotated[int, Field(ge=32)] = 128
     kbc: bool = True

@@ -50,7 +50,7 @@ class Recipe(BaseModel):
         save_every: steps between checkpoints to resume from.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=100)
     model: ModelConfig
@@ -60,7 +60,7 @@ class Recipe(BaseModel):
     pool: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     steps: Annotated[int, Field(ge=1, le=100_000_000)]
     batch: Annotated[int, Field(ge=1, le=65_536)] = 16
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     lr: Annotated[float, Field(gt=0)] = 1e-3
     backbone_lr: Annotated[float, Field(ge=0)] = 1e-3
     decoder_lr: Annotated[float, Field(gt=0)] = 2e-3

@@ -33,7 +33,7 @@ class ScenesData(BaseModel):
         often: relative frequency of some categories; of the others it is 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["scenes"]
     seed: Annotated[int, Field(ge=0)] = 0
@@ -54,7 +54,7 @@ class PhotosData(BaseModel):
         warps: share of pairs that are one photograph and a warp of it (random points, known exactly).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["photos"]
     seed: Annotated[int, Field(ge=0)] = 0

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kbc.errors import InputError, KBCError, must_be
+from kbc.errors import InputError, KBCError, must_be, whole_number
 from kbc.files import output_folder
 from kbc.kbcnet.model import Network, rows_at
 from kbc.kbcnet.training.batches import Batch, Mixture, batches, held_out, indices_of, on_device
@@ -104,7 +104,7 @@ class _Processes:
     """Joins the process group that torchrun announces, or none."""
 
     def __init__(self, device: str) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.size = whole_number("WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
         own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
         self.device = usable_device(own)
         if self.size > 1 and device not in ("cpu", "cuda"):
