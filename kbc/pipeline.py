@@ -22,7 +22,7 @@ from kbc.progress import progress_bar
 from kbc.support import object_box, support_points
 from kbc.tuning import TUNING, Tuning
 from kbc.types import MatchResult, Origin, Pair
-from kbc.verify import Answer, FinePass, judge, together
+from kbc.verify import Answer, FinePass, assured, judge, together
 
 Progress = Callable[[int, int], None]
 """Called with (pairs done, pairs in all)."""
@@ -123,6 +123,7 @@ class KBCMatcher:
             self._localize(works, probe)
             self._refine(works, probe)
             self._accept(works)
+            self._assure(works, probe)
         total = (time.perf_counter() - begun) / len(pairs)
         matcher = probe.seconds / len(pairs)
         seconds = {"coarse": coarse, "matcher": matcher, "own": total - matcher, "total": total}
@@ -162,7 +163,7 @@ class KBCMatcher:
             work.why_coarse = "coarse: failed"
             if seen is not None:
                 work.passes = [FinePass(seen, "predicted", 0.0, False, seen.own, None, None)]
-                work.answer = Answer(seen.own, np.full(len(seen.own), np.nan))
+                work.answer = Answer(seen.own, 0.0, work.passes, np.full(len(seen.own), np.nan))
 
     def _localize(self, works: Sequence[_Work], probe: Probe) -> None:
         """The layout of the coarse answers, and candidates where source or target is small."""
@@ -293,6 +294,18 @@ class KBCMatcher:
         found = together([work.state for work, _ in answered], passes, self.tuning)
         for (work, _), answer in zip(answered, found, strict=True):
             work.answer = answer
+
+    def _assure(self, works: Sequence[_Work], probe: Probe) -> None:
+        """How sure the answers are: a matcher that shares features is asked back through each pass's windows."""
+        answered = [(work, work.answer) for work in works if work.answer is not None]
+        requests = []
+        for work, answer in answered if probe.shares else ():
+            points = np.where(work.state.usable[:, None], answer.points, np.nan)
+            requests += [Request(work.state, p.seen.source, p.seen.target, points) for p in answer.heard]
+        seen = list(zip(requests, probe.look(requests), strict=True))
+        for work, answer in answered:
+            back = [one.own for request, one in seen if request.state is work.state and one is not None]
+            work.answer = assured(work.state, answer, back, self.tuning)
 
 
 def _box(work: _Work, found: FinePass) -> Box | None:

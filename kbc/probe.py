@@ -32,7 +32,8 @@ class Observation:
 
     Attributes:
         source, target: the windows it looked through.
-        answers: (S, M, 2) places each point may have, target image pixels; 0 where `share` is.
+        answers: (S, M, 2) places each point may have, target image pixels, source ones where it looked back; 0 where
+            `share` is.
         share: (S, M) how likely each place is, before the neighbours are asked: sums to 1, or 0 without an answer.
         score: (S,) the matcher's own, or None.
         cell: target pixels that a cell of the matcher covers, 0 where not known.
@@ -49,7 +50,7 @@ class Observation:
 
     @property
     def own(self) -> Points:
-        """(S, 2) the matcher's own answers, target pixels; NaN where there is none."""
+        """(S, 2) the matcher's own answers, pixels as in `answers`; NaN where there is none."""
         return np.where(self.share[:, :1] > 0, self.answers[:, 0], np.nan)
 
 
@@ -144,16 +145,23 @@ class PairState:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A pair to look at through two windows."""
+    """A pair to look at through two windows, or to look back at: where do these answers come from?
+
+    Attributes:
+        state, source, target: the pair and what is seen of its two images.
+        answers: (S, 2) target pixels, where to look back from; None to look forward.
+    """
 
     state: PairState
     source: Window
     target: Window
+    answers: Points | None = None
 
     @property
     def images(self) -> tuple[tuple[str, Window], tuple[str, Window]]:
-        """What it encodes."""
-        return ("source", self.source), ("target", self.target)
+        """What it encodes: what the points are given in, and what they are looked for in."""
+        seen = ("source", self.source), ("target", self.target)
+        return seen if self.answers is None else seen[::-1]
 
 
 class Probe:
@@ -221,7 +229,7 @@ class Probe:
             return seen
 
     def look(self, requests: Sequence[Request]) -> list[Observation | None]:
-        """What the matcher says through windows; None, and a note, where it fails."""
+        """What the matcher says through windows; None, and a note, where it fails. All forward, or all backward."""
         self._count(requests)
         return self._each(requests)
 
@@ -234,7 +242,8 @@ class Probe:
                 state = requests[0].state
                 added = len(state.points) - len(state.known)
                 also = f" (it asks for {added} support points too)" if added else ""
-                state.notes.append(f"a fine pass failed{also}: {error}")
+                what = "a fine pass" if requests[0].answers is None else "looking back"
+                state.notes.append(f"{what} failed{also}: {error}")
                 return [None]
         return [seen for request in requests for seen in self._each([request])]
 
@@ -250,28 +259,29 @@ class Probe:
         pairs = [self._seen(request) for request in requests]
         start = time.perf_counter()
         size = max(int(getattr(self.matcher, "max_batch", None) or 1), 1)
+        wants_maps = self.has_maps and requests[0].answers is None
         found = []
         for first in range(0, len(pairs), size):
             part = pairs[first : first + size]
             asked = [len(request.state.known) for request in requests[first : first + size]]
             matches = run_matcher(self.matcher, part, asked)
             # By contract a matcher keeps what `match` computed, so its maps are free right after it.
-            maps = run_similarity(self.matcher, part) if self.has_maps else [None] * len(part)
+            maps = run_similarity(self.matcher, part) if wants_maps else [None] * len(part)
             found += list(zip(part, matches, maps, strict=True))
         self.seconds += time.perf_counter() - start
         return [self._observation(r, *seen) for r, seen in zip(requests, found, strict=True)]
 
     def _seen(self, request: Request) -> Pair:
-        state, source = request.state, request.source
-        shown = source.shows(state.points)[:, None]
-        points = np.where(shown, source.to_window(state.points), np.nan)
+        state, window = request.state, request.images[0][1]
+        asked = state.points if request.answers is None else request.answers
+        points = np.where(window.shows(asked)[:, None], window.to_window(asked), np.nan)
         seen_source, seen_target = (state.cut(side, window, self.config) for side, window in request.images)
         return Pair.trusted(seen_source, seen_target, points)
 
     def _observation(
         self, request: Request, pair: Pair, match: Match, maps: npt.NDArray[np.float32] | None
     ) -> Observation:
-        window = request.target
+        window = request.images[1][1]
         size_hw = image_hw(pair.target)
         cell = 0.0
         places, share = match.keypoints[:, None], np.ones((len(match.keypoints), 1))
@@ -281,7 +291,7 @@ class Probe:
             places, share = _with_peaks(match.keypoints, maps, grid, defined(pair.keypoints), self.tuning)
         share = np.where(defined(places), share, 0.0)
         answers = np.where(share[..., None] > 0, window.to_image(places), 0.0)
-        return Observation(request.source, window, answers, share, match.score, cell)
+        return Observation(request.source, request.target, answers, share, match.score, cell)
 
 
 def _with_peaks(

@@ -44,6 +44,7 @@ class Tuning:
         elsewhere: what a fine pass that puts the object elsewhere than the coarse one must be worth more to be taken,
             added to `accept_margin`.
         calibration: of the confidence: constant, then a weight for each of `kbc.confidence.CLUES`.
+        calibration_forward: the same for a matcher that pays for every pair, and is not asked back.
         least_evidence: worth below which a fine pass is refused: its answers agree on nothing.
         mirror_penalty: what a mirrored layout must be better, nats a point: symmetric things look right either way.
     """
@@ -79,7 +80,8 @@ class Tuning:
     same_place: float = 0.1
     elsewhere: float = 1.5
     least_evidence: float = 0.2
-    calibration: tuple[float, ...] = (0.73, 2.34, -10.67, -1.01, 0.99, 0.84)
+    calibration: tuple[float, ...] = (0.13, 4.24, -6.63, -1.21, 1.05, 0.79, 0.0)
+    calibration_forward: tuple[float, ...] = (-1.34, 4.06, -5.25, -0.75, 0.71, 0.84, 0.6)
 
 
 TUNING = Tuning()

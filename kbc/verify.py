@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -77,11 +77,16 @@ class Answer:
 
     Attributes:
         points: (S, 2) target pixels.
-        confidence: (S,) how likely each lies within a tenth of the object's size of the right place, [0, 1].
+        size: of the object in the target, pixels.
+        heard: the passes that said it.
+        confidence: (S,) how likely each lies within a tenth of the object's size of the right place, [0, 1]; NaN
+            before it is asked for (`assured`).
         clues: (S, F) what that was read from, see `kbc.confidence`.
     """
 
     points: Points
+    size: float
+    heard: Sequence[FinePass]
     confidence: Scores
     clues: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
 
@@ -119,11 +124,16 @@ def _fitted(states: Sequence[PairState], passes: Sequence[Sequence[FinePass]], t
 
 
 def _answer(state: PairState, passes: Sequence[FinePass], fitted: layout.Layout, tuning: Tuning) -> Answer:
-    seen = [p.seen for p in passes]
-    _, answers, share = stacked_answers([state], [seen])
+    _, answers, share = stacked_answers([state], [[p.seen for p in passes]])
     points = layout.place(fitted, answers, share, tuning)[0][0].numpy()
-    found = clues(state, points, float(fitted.size), seen, [p.points for p in passes])
-    return Answer(points, confidence(found, tuning), found)
+    return Answer(points, float(fitted.size), passes, np.full(len(points), np.nan))
+
+
+def assured(state: PairState, answer: Answer, back: Sequence[Points], tuning: Tuning) -> Answer:
+    """The answer with its confidence; `back` holds where the matcher finds each answer (S, 2) in the source."""
+    heard = answer.heard
+    found = clues(state, answer.points, answer.size, [p.seen for p in heard], [p.points for p in heard], back)
+    return replace(answer, confidence=confidence(found, len(back) > 0, tuning), clues=found)
 
 
 def _heard(one: FinePass, best: FinePass, tuning: Tuning) -> bool:

@@ -433,6 +433,51 @@ def test_broken_maps_are_named_and_lose_no_answer(maps: object, message: str) ->
     assert "fine pass failed" in result.notes[0]
 
 
+class AskedBack(Oracle):
+    """An oracle that tells by the source's blue which way it is asked, and perhaps fails backward."""
+
+    shares_features = True
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__(WARP)
+        self.fails = fails
+        self.returned: list[float] = []
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        self.seen += len(pairs)
+        return [Match(self._back(pair) if pair.source[..., 2].any() else self._one(pair)) for pair in pairs]
+
+    def _back(self, pair: Pair) -> np.ndarray:
+        if self.fails:
+            raise RuntimeError("out of memory")
+        known = ~np.isnan(pair.keypoints).any(axis=1)
+        found = np.full(pair.keypoints.shape, np.nan)
+        inverse = np.linalg.inv(WARP[:, :2])
+        there = (read_ramp(pair.source, pair.keypoints[known]) - WARP[:, 2]) @ inverse.T
+        found[known] = find_ramp(pair.target, there)
+        self.returned += [float(np.abs(there[:4] - SMALL).max())]
+        return found
+
+
+def test_a_matcher_that_shares_features_is_asked_back_through_the_same_windows_at_no_cost() -> None:
+    pair = Pair(ramp(SIZE), blue_target(9).target, SMALL)
+    both, failing = AskedBack(), AskedBack(fails=True)
+    result, without = (kbc.wrap(one).match([pair])[0] for one in (both, failing))
+    assert max(both.returned) <= 0.1  # what it is asked back from are the answers, in the windows' own pixels
+    assert result.calls == both.seen
+    assert result.cost == without.cost == 2
+    assert any("looking back failed" in note for note in without.notes)
+    np.testing.assert_array_equal(result.keypoints, without.keypoints)
+    assert result.confidence is not None
+    assert without.confidence is not None
+    assert result.confidence.min() > 0.9
+    assert not np.isnan(without.confidence).any()
+    pays = AskedBack()
+    pays.shares_features = False
+    kbc.wrap(pays).match([pair])
+    assert not pays.returned
+
+
 def test_an_object_that_faces_the_other_way_is_looked_at_mirrored() -> None:
     patch = draw_scene(20, (96, 96))
     source, target = draw_scene(5, (240, 240)) // 4, draw_scene(6, (240, 240)) // 4
