@@ -16,6 +16,7 @@ from kbc.cli import two_columns
 from kbc.cli.options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box
 from kbc.cli.points import POINTS_HELP, NamedPoints, parse_points
 from kbc.errors import InputError, must_be
+from kbc.evaluation.outcomes import rows
 from kbc.files import is_file, output_file, refuse_overwriting, write_json
 from kbc.geometry import Box, defined
 from kbc.images import turned
@@ -149,11 +150,6 @@ def match(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, An
 def _asked(given: NamedPoints) -> dict[str, object]:
     """The points that were asked for as JSON, with their names where the file has them."""
     return {"source_keypoints": rows(given.points), **({"names": list(given.names)} if given.names else {})}
-
-
-def rows(points: np.ndarray) -> list[list[float] | None]:
-    """Points as JSON: null where undefined."""
-    return [None if np.isnan(p).any() else [float(p[0]), float(p[1])] for p in points]
 
 
 def as_dict(result: Match) -> dict[str, object]:

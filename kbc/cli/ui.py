@@ -17,13 +17,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kbc.cli.match import match, origins, rows, sure
+from kbc.cli.match import match, origins, sure
 from kbc.cli.options import add_matcher_options, key_values, parse_box
 from kbc.cli.points import typed_points
 from kbc.cli.text import markdown_table
 from kbc.cli.ui_guard import MAX_UPLOAD, guarded, without_folders
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
+from kbc.evaluation.outcomes import rows
 from kbc.files import read_bytes, write_json
 from kbc.headers import stated_size
 from kbc.images import require_cv2
