@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from kbc.errors import InputError, must_be, requirement
 
@@ -55,8 +56,20 @@ class KBCConfig(BaseModel):
     accept_margin: float = Field(default=-1.5, ge=-10, le=10)
     """A fine pass is taken when its evidence beats the coarse one's by more than this, nats a point. Below zero, for
     the coarse pass sees a small object in a few cells, whose answers agree too easily."""
+    min_confidence: float = Field(default=0.0, ge=0, le=1)
+    """Answers that are less sure than this become NaN; `confidence`, `origin` and `coarse` stay as they are."""
     batch_size: int = Field(default=16, ge=1)
     """Pairs handled together at most."""
+
+    @field_validator("min_confidence")
+    @classmethod
+    def _judged(cls, value: float, info: ValidationInfo) -> float:
+        if value > 0 and (info.data.get("passes") == 0 or info.data.get("localizer") == "predicted"):
+            raise PydanticCustomError(
+                "judged",
+                "Input should be 0 with passes=0 or localizer='predicted', which do not tell how sure a point is",
+            )
+        return value
 
 
 class KBCOptions(TypedDict, total=False):
@@ -73,6 +86,7 @@ class KBCOptions(TypedDict, total=False):
     joint: bool
     mirror: bool
     accept_margin: float
+    min_confidence: float
     batch_size: int
 
 

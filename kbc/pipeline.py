@@ -21,7 +21,7 @@ from kbc.probe import PairState, Probe, Request
 from kbc.progress import progress_bar
 from kbc.support import object_box, support_points
 from kbc.tuning import TUNING, Tuning
-from kbc.types import MatchResult, Origin, Pair
+from kbc.types import MatchResult, Origin, Pair, sure_points
 from kbc.verify import Answer, FinePass, assured, judge, together
 
 Progress = Callable[[int, int], None]
@@ -340,6 +340,7 @@ def _result(work: _Work, config: KBCConfig, seconds: dict[str, float]) -> MatchR
         if cropped:
             for index in np.flatnonzero(defined(state.pair.keypoints) & ~state.known):
                 origin[index] = "coarse: outside"
+    points = sure_points(points, np.zeros(count) if confidence is None else confidence, config.min_confidence)
     score = state.coarse.score if best is None else best.seen.score
     given = {"source"} if state.pair.source_box is not None else set()
     if best is not None and best.found_by == "given":

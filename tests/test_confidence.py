@@ -117,6 +117,14 @@ def test_less_sure_points_are_left_out_on_request() -> None:
     assert np.isnan(found.keypoints[~sure]).all()
     np.testing.assert_array_equal(found.confidence, result.confidence)
     np.testing.assert_array_equal(result.at_least(0.0).keypoints, result.keypoints)
+    rng = np.random.default_rng(2)  # the same noise again
+    asked = kbc.wrap(noisy, min_confidence=middle).match([pair])[0]
+    np.testing.assert_array_equal(asked.keypoints, found.keypoints)
+    np.testing.assert_array_equal(asked.coarse, result.coarse)
+    assert asked.origin == result.origin
+    rng = np.random.default_rng(2)
+    wrapped = kbc.wrap(noisy, min_confidence=middle)
+    np.testing.assert_array_equal(wrapped(photo, photo, pair.keypoints), found.keypoints)
 
 
 def test_what_has_no_confidence_is_not_sifted_by_it() -> None:
@@ -126,3 +134,22 @@ def test_what_has_no_confidence_is_not_sifted_by_it() -> None:
         result.at_least(0.5)
     with pytest.raises(InputError, match=r"in \[0, 1\]"):
         kbc.wrap(lambda s, t, p: p).match([kbc.Pair(photo, photo, [[4, 5]])])[0].at_least(2)
+
+
+@pytest.mark.parametrize("options", [{"passes": 0}, {"localizer": "predicted"}])
+def test_a_least_confidence_is_refused_where_none_is_told(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="`min_confidence` must be 0 with passes=0 or localizer='predicted'"):
+        kbc.wrap(lambda s, t, p: p, min_confidence=0.5, **options)
+    with pytest.raises(InputError, match="`min_confidence` must be less than or equal to 1, received"):
+        kbc.wrap(lambda s, t, p: p, min_confidence=1.5)
+
+
+def test_points_outside_the_picture_are_not_sure() -> None:
+    """KBC has nothing to judge them by; without a least confidence the matcher's own answer stays."""
+    photo = np.zeros((40, 60, 3), np.uint8)
+    pair = kbc.Pair(photo, photo, [[4.0, 5.0], [51.0, 8.0]], source_box=(20, 20, 30, 30))
+    free, least = (kbc.wrap(lambda s, t, p: p, min_confidence=p).match([pair])[0] for p in (0.0, 0.1))
+    unknown = np.isnan(free.confidence) if free.confidence is not None else np.ones(2, bool)
+    assert unknown.any()
+    np.testing.assert_array_equal(np.isnan(least.keypoints[unknown]), True)
+    assert not np.isnan(free.keypoints).any()
