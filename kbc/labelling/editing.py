@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, StrictInt, ValidationError
 
 from kbc.data.coco import CocoAnnotation, CocoBox, read_coco
 from kbc.data.records import Problems, Record, box_xywh, checked, inside
@@ -34,15 +34,15 @@ class Correction(Record):
     """
 
     keypoints: list[tuple[float, float, Literal[0, 1, 2]]]
-    id: int | None = None
-    image_id: int | None = None
-    category_id: int | None = None
+    id: StrictInt | None = None
+    image_id: StrictInt | None = None
+    category_id: StrictInt | None = None
 
 
 class Which(Record):
     """An object of the file, by its annotation's number."""
 
-    id: int
+    id: StrictInt
 
 
 class MadeBy(Record):
@@ -57,7 +57,7 @@ class MadeBy(Record):
 
 
 class _Info(Record):
-    images: Annotated[str, Field(max_length=4096)] = "."
+    images: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")] = "."
 
 
 class LabelFile:

@@ -154,6 +154,8 @@ def test_what_a_file_says_of_itself_may_be_anything(folder: Path, said: Any) -> 
         ("/save", b"{}", {"Content_Type": "text/plain"}, 415),
         ("/save", b"{}", {}, 400),
         ("/save", b'{"id": 2, "keypoints": [[NaN, 1, 2]]}', {}, 400),
+        ("/remove", b'{"id": true}', {}, 400),  # which is no number 1
+        ("/remove", b'{"id": "1"}', {}, 400),
         ("/save", b'{"id": 2, "keypoints": [[1, 1, 7]]}', {}, 400),
         ("/save", b"x" * (MAX_BODY + 1), {}, 413),
         ("/remove", b'{"id": 77}', {}, 400),
