@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kbc.errors import InputError, must_be
-from kbc.files import read_json, read_table
+from kbc.files import read_json, read_table, read_text
 from kbc.geometry import Points, as_points
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -125,6 +126,7 @@ def points_in_file(path: Path) -> NamedPoints:
 def _from_json(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
     data, names = read_json(path), None
     if isinstance(data, dict):
+        json.loads(read_text(path), object_pairs_hook=_each_once)  # of two the last would win, unsaid
         names = data.get("names")
         data = next((data[key] for key in ("keypoints", "points") if key in data), data)
     if isinstance(data, dict):  # {"nose": [x, y], …}
@@ -141,6 +143,13 @@ def _from_json(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
         expected = f'JSON with "names" for its {len(data)} points'
         raise InputError(must_be("--points", expected, f"{_short(names)} in {path}"))
     return points, tuple(names)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+    if twice:
+        raise InputError(must_be("--points", "with each name given once", f"{twice[0]!r} twice"))
+    return dict(pairs)
 
 
 def _from_csv(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:

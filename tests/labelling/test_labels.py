@@ -231,6 +231,9 @@ def test_named_points(tmp_path: Path) -> None:
     for data in ({"nose": [120, 80], "tail": [134.5, 92, 2]}, {"keypoints": {"nose": [120, 80], "tail": [134.5, 92]}}):
         path.write_text(json.dumps(data))
         assert parse_named_points(str(path)) == wanted
+    path.write_text('{"nose": [120, 80], "nose": [1, 2]}')
+    with pytest.raises(InputError, match="'nose' twice"):
+        parse_named_points(str(path))
     path.write_text("[[120, 80]]")
     for wrong in ("120,80 134,92", "nose=120,80 nose=1,2", "nose=120", "", str(path)):
         with pytest.raises(InputError, match="--points"):
