@@ -19,7 +19,8 @@ SAME_OBJECT_IOU = 0.3
 REACH = 0.1
 """How far apart two exemplars' answers may lie and still support each other, fraction of the object's size."""
 BY_SHARE, BY_NUMBER = 3.5, 0.9
-"""What agreement adds to the log odds of the surest answer, see `combined`. Fitted on 220 pictures of six sets."""
+"""What agreement adds to the log odds of the surest answer, see `combined`. Fitted on 220 pictures of six sets;
+tried again with `tests/benchmarks/combine.py` since the confidence changed: `examples/results/decisions.md`."""
 _LEAST = 1e-3
 
 
