@@ -386,8 +386,8 @@ twenty points of the tubes, and of the sets left out one has the ECE.
 
 People are found neither without boxes nor with them, and no rule of ours is the cause. Six pictures looked at: their
 people, and the exemplars', are 40 to 250 px large spectators, diners, surfers and players, half hidden and each in
-another pose. Of 21 pairs with both true boxes cut out ResNet-18 alone has 14 % of the points right, KBC 11 %. Their mean
-confidence says so: 16 of 20 objects that were found below 0.3, the surest 0.57.
+another pose. Of 21 pairs with both true boxes cut out ResNet-18 alone has 14 % of the points right, KBC 11 %. Their
+mean confidence says so: 16 of 20 objects that were found below 0.3, the surest 0.57.
 """
 EFFORT = """The share of points, in per cent, that a person looks at, and corrects where wrong, until 95 % of all points
 are right. With one exemplar: the least confident first, the lowest score of the matcher first, any order. "Perfect
