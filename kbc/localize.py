@@ -86,7 +86,8 @@ def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
             score = found[index][0].score if found[index] else 0.0
             below = probe.tuning.lost_below if whole else probe.tuning.search_below
             wanted = score < below or (not whole and (probe.shares or not mirrored))
-            if wanted and state.cost + probe.price(request) + probe.least_price <= probe.limit + 1e-6:
+            left = (1 if not mirrored else 2) * probe.least_price
+            if wanted and state.cost + probe.price(request) + left <= probe.limit + 1e-6:
                 asked.append((index, request))
         for index, candidates in _asked(states, asked, "crop", probe):
             found[index] = _merged(found[index] + [replace(one, mirrored=mirrored) for one in candidates])

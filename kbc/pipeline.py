@@ -260,6 +260,8 @@ class KBCMatcher:
                 wanted.append((best.seen.source.mirror(), best.seen.target, name))
             if thorough and round_ == self.config.passes - 1:
                 wanted += self._varied(work, best, probe)
+        else:  # the place was refused: the next candidate's
+            wanted = [one for one in windows if one[:2] not in work.tried][:first]
         fresh = {(s, t): n for s, t, n in reversed(wanted) if (s, t) not in work.tried}
         return [(Request(state, s, t), n) for (s, t), n in reversed(fresh.items())]
 
