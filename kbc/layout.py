@@ -275,7 +275,7 @@ def fit(
     noise = (tuning.agreement_reach * scale)[:, None].expand(-1, passes)
     trust = torch.full_like(noise, 0.5)
     squared = (answers - points[:, :, None, None]).square().sum(-1)
-    for _ in range(tuning.rounds):
+    for round_ in range(tuning.rounds):
         right = _responsibility(squared, share, noise, trust, scale)
         weights = right / noise.square()[:, None, :, None]
         precision = weights.sum((2, 3))
@@ -283,11 +283,13 @@ def fit(
         rigid, scale = _rigid(mirrored, target, precision, scale)
         target = torch.where((precision > 1e-9 / scale.square()[:, None])[..., None], target, rigid)
         spread = 1 / (precision * scale.square()[:, None]).clamp_min(1e-9)
+        last = round_ == tuning.rounds - 1
+        local = _local_bend(noise, scale, tuning) if last else torch.zeros_like(scale)
         system = kernel.clone()
-        system.diagonal(dim1=1, dim2=2).add_(spread)
+        system.diagonal(dim1=1, dim2=2).add_(spread + local[:, None])
         factor = torch.linalg.cholesky_ex(system)[0]
         solved = torch.cholesky_solve((target - rigid) / scale[:, None, None], factor)
-        points = rigid + scale[:, None, None] * (kernel @ solved)
+        points = rigid + scale[:, None, None] * (kernel @ solved + local[:, None, None] * solved)
         squared = (answers - points[:, :, None, None]).square().sum(-1)
         agreed = right.sum((1, 3))
         variance = (right * squared).sum((1, 3)) / (2 * agreed).clamp_min(_TINY)
@@ -339,6 +341,15 @@ def _kernel(unit: Tensor, tuning: Tuning) -> Tensor:
     squared = (unit[:, :, None] - unit[:, None]).square().sum(-1)
     bend = tuning.bend_size**2 * torch.exp(-0.5 * squared / tuning.bend_reach**2)
     return bend + tuning.stretch**2 * (unit @ unit.mT)
+
+
+def _local_bend(noise: Tensor, scale: Tensor, tuning: Tuning) -> Tensor:
+    """(B,) variance of what each point moves by itself, in units of the object's size.
+
+    Nothing where answers scatter (B, P) about the layout, for then they are mistaken and not the object bent.
+    """
+    scatter = noise.amin(1) / scale
+    return tuning.local_bend**2 * torch.exp(-2 * (scatter / tuning.sure_noise) ** 4)
 
 
 def _unrelated(scale: Tensor) -> Tensor:

@@ -66,6 +66,8 @@ class Tuning:
     bend_size: float = 0.12
     bend_reach: float = 0.35
     stretch: float = 0.15
+    local_bend: float = 0.045
+    sure_noise: float = 0.03
     noise_floor: float = 0.02
     noise_ceiling: float = 0.12
     cell_floor: float = 0.15
