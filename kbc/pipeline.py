@@ -122,6 +122,8 @@ class KBCMatcher:
         elif self.config.passes > 0:
             self._localize(works, probe)
             self._refine(works, probe)
+            unsure = self._searched(works, probe)
+            self._refine(unsure, probe)
             self._accept(works)
             self._assure(works, probe)
         total = (time.perf_counter() - begun) / len(pairs)
@@ -226,6 +228,22 @@ class KBCMatcher:
                     work.passes.append(found)
             for work in works:
                 work.passes.sort(key=lambda p: -p.worth(self.tuning))
+
+    def _searched(self, works: Sequence[_Work], probe: Probe) -> list[_Work]:
+        """The pairs whose closer looks are no surer than the first, with what a search finds with the calls left."""
+        if self.config.budget != "thorough" or self.config.localizer != "best":
+            return []
+        unsure = [work for work in works if work.candidates and self._unsure(work)]
+        found = LOCALIZERS["search"]([work.state for work in unsure], probe) if unsure else []
+        for work, candidates in zip(unsure, found, strict=True):
+            work.candidates = candidates
+        return unsure
+
+    def _unsure(self, work: _Work) -> bool:
+        if work.whole is None or work.state.pair.target_box is not None:
+            return False
+        best = max((found.worth(self.tuning) for found in work.passes), default=-np.inf)
+        return bool(best < work.whole.worth(self.tuning) + self.tuning.unsure)
 
     def _contradicts(self, work: _Work, found: FinePass) -> bool:
         """Whether a pass puts the object elsewhere than the coarse one does, and is not so much better."""

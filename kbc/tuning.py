@@ -79,6 +79,7 @@ class Tuning:
     doubt: float = 1.5
     search_below: float = 1.5
     lost_below: float = 1.0
+    unsure: float = 0.5
     same_place: float = 0.1
     elsewhere: float = 1.5
     least_evidence: float = 0.2
