@@ -73,8 +73,9 @@ def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
     The second finds what the coarse pass, which sees a small source in a few cells, cannot tell apart; the first finds
     what looks alike only at its own size. It is free for a matcher that shares features, which has both images anyway;
     another pays one call, where its budget leaves two. From `balanced` on, the mirrored source is asked too: cropped
-    and, where next to nothing was found, whole, for a mirror image of equal size looks like itself only so. `thorough`
-    adds `search` where the answers agree less than `search_below`.
+    and, where next to nothing was found, whole, for a mirror image of equal size looks like itself only so. Where
+    the answers agree less than `search_below`, `thorough` adds `search` for a matcher that shares features; any other
+    pays so much for it that it looks closer first (`pipeline`).
     """
     found = consensus(states, probe)
     looks = ((False, False), (True, False), (True, True))
@@ -91,7 +92,7 @@ def best(states: Sequence[PairState], probe: Probe) -> list[list[Candidate]]:
                 asked.append((index, request))
         for index, candidates in _asked(states, asked, "crop", probe):
             found[index] = _merged(found[index] + [replace(one, mirrored=mirrored) for one in candidates])
-    for look in (search, _search_closer) if probe.limit >= COST["thorough"] else ():
+    for look in (search, _search_closer) if probe.shares and probe.limit >= COST["thorough"] else ():
         unsure = [i for i, c in enumerate(found) if not c or c[0].score < probe.tuning.search_below]
         for index, candidates in zip(unsure, look([states[i] for i in unsure], probe), strict=True):
             found[index] = _merged(found[index] + candidates)

@@ -122,8 +122,7 @@ class KBCMatcher:
         elif self.config.passes > 0:
             self._localize(works, probe)
             self._refine(works, probe)
-            unsure = self._searched(works, probe)
-            self._refine(unsure, probe)
+            self._refine(self._searched(works, probe), probe)
             self._accept(works)
             self._assure(works, probe)
         total = (time.perf_counter() - begun) / len(pairs)
@@ -184,11 +183,12 @@ class KBCMatcher:
             if name != "given" and not all(found):  # a strategy without the budget for it finds nothing
                 found = [one or other for one, other in zip(found, LOCALIZERS["consensus"](states, probe), strict=True)]
             for work, candidates in zip(group, found, strict=True):
-                work.candidates = [
-                    one
-                    for one in candidates
-                    if work.small_source or is_small(one.box, work.state.target_hw, self.config)
-                ]
+                work.candidates = self._small(work, candidates)
+
+    def _small(self, work: _Work, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those worth a closer look: all where the source is small, else where the target's object is."""
+        hw = work.state.target_hw
+        return [one for one in candidates if work.small_source or is_small(one.box, hw, self.config)]
 
     def _target_seems_small(self, work: _Work) -> bool:
         assert work.whole is not None
@@ -230,20 +230,24 @@ class KBCMatcher:
                 work.passes.sort(key=lambda p: -p.worth(self.tuning))
 
     def _searched(self, works: Sequence[_Work], probe: Probe) -> list[_Work]:
-        """The pairs whose closer looks are no surer than the first, with what a search finds with the calls left."""
+        """The pairs whose closer looks leave doubt; their candidates are now what a search finds with the calls left."""
         if self.config.budget != "thorough" or self.config.localizer != "best":
             return []
-        unsure = [work for work in works if work.candidates and self._unsure(work)]
-        found = LOCALIZERS["search"]([work.state for work in unsure], probe) if unsure else []
-        for work, candidates in zip(unsure, found, strict=True):
-            work.candidates = candidates
-        return unsure
+        doubtful = [work for work in works if self._doubtful(work)]
+        found = LOCALIZERS["search"]([work.state for work in doubtful], probe) if doubtful else []
+        for work, candidates in zip(doubtful, found, strict=True):
+            work.candidates = self._small(work, candidates)
+        return doubtful
 
-    def _unsure(self, work: _Work) -> bool:
-        if work.whole is None or work.state.pair.target_box is not None:
+    def _doubtful(self, work: _Work) -> bool:
+        """Whether the object may be elsewhere: little pointed to where it was looked for, or it was no surer there."""
+        searched = any(one.found_by == "search" for one in work.candidates)
+        given = work.state.pair.target_box is not None
+        if work.whole is None or given or searched or work.why_coarse == "coarse: not small":
             return False
+        pointed = work.candidates[0].score if work.candidates else 0.0
         best = max((found.worth(self.tuning) for found in work.passes), default=-np.inf)
-        return bool(best < work.whole.worth(self.tuning) + self.tuning.unsure)
+        return bool(pointed < self.tuning.search_below or best < work.whole.worth(self.tuning) + self.tuning.surer)
 
     def _contradicts(self, work: _Work, found: FinePass) -> bool:
         """Whether a pass puts the object elsewhere than the coarse one does, and is not so much better."""

@@ -31,6 +31,8 @@ class Tuning:
         bend_size, bend_reach: deviation of the object's parts from a similarity transform, and over what distance on
             the object it changes.
         stretch: deviation of an affine part of that.
+        local_bend, sure_noise: deviation of single points from that; it counts only where right answers scatter about
+            the layout by less than the second: elsewhere they are mistaken, and not the object bent.
         noise_floor, noise_ceiling: bounds on the deviation of a right answer from the layout.
         cell_floor: the same floor in cells of the matcher, where those are known.
         rounds: of estimating who is right and where the layout lies.
@@ -40,6 +42,7 @@ class Tuning:
             features always does, where the budget allows it.
         search_below: where the best proposal has fewer nats a point than this, `thorough` searches the whole target.
         lost_below: where it has fewer even than this, `balanced` and `thorough` ask the whole source mirrored.
+        surer: where the best closer look is worth less than the coarse one and this, `thorough` searches too.
         same_place: IoU above which two boxes of an object are one place.
         elsewhere: what a fine pass that puts the object elsewhere than the coarse one must be worth more to be taken,
             added to `accept_margin`.
@@ -79,7 +82,7 @@ class Tuning:
     doubt: float = 1.5
     search_below: float = 1.5
     lost_below: float = 1.0
-    unsure: float = 0.5
+    surer: float = 0.5
     same_place: float = 0.1
     elsewhere: float = 1.5
     least_evidence: float = 0.2
