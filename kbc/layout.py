@@ -284,7 +284,7 @@ def fit(
         target = torch.where((precision > 1e-9 / scale.square()[:, None])[..., None], target, rigid)
         spread = 1 / (precision * scale.square()[:, None]).clamp_min(1e-9)
         last = round_ == tuning.rounds - 1
-        local = _local_bend(noise, scale, tuning) if last else torch.zeros_like(scale)
+        local = _local_bend(noise, asked.any(1), scale, tuning) if last else torch.zeros_like(scale)
         system = kernel.clone()
         system.diagonal(dim1=1, dim2=2).add_(spread + local[:, None])
         factor = torch.linalg.cholesky_ex(system)[0]
@@ -343,12 +343,13 @@ def _kernel(unit: Tensor, tuning: Tuning) -> Tensor:
     return bend + tuning.stretch**2 * (unit @ unit.mT)
 
 
-def _local_bend(noise: Tensor, scale: Tensor, tuning: Tuning) -> Tensor:
+def _local_bend(noise: Tensor, asked: Tensor, scale: Tensor, tuning: Tuning) -> Tensor:
     """(B,) variance of what each point moves by itself, in units of the object's size.
 
-    Nothing where answers scatter (B, P) about the layout, for then they are mistaken and not the object bent.
+    Nothing where the answers of every asked pass (B, P) scatter about the layout, by the deviation `noise` (B, P): they
+    are mistaken there, and not the object bent.
     """
-    scatter = noise.amin(1) / scale
+    scatter = torch.where(asked, noise, math.inf).amin(1) / scale
     return tuning.local_bend**2 * torch.exp(-2 * (scatter / tuning.sure_noise) ** 4)
 
 

@@ -230,7 +230,7 @@ class KBCMatcher:
                 work.passes.sort(key=lambda p: -p.worth(self.tuning))
 
     def _searched(self, works: Sequence[_Work], probe: Probe) -> list[_Work]:
-        """The pairs whose closer looks leave doubt; their candidates are now what a search finds with the calls left."""
+        """The pairs whose closer looks leave doubt; their candidates are what a search finds with the calls left."""
         if self.config.budget != "thorough" or self.config.localizer != "best":
             return []
         doubtful = [work for work in works if self._doubtful(work)]
@@ -280,7 +280,8 @@ class KBCMatcher:
             wanted += windows[1:2]
             if self.config.mirror and (probe.shares or best.evidence < self.tuning.doubt):
                 wanted.append((best.seen.source.mirror(), best.seen.target, name))
-            if thorough and round_ == self.config.passes - 1:
+            last = round_ == self.config.passes - 1
+            if thorough and last and (probe.shares or not self._doubtful(work)):  # else the calls are for a search
                 wanted += self._varied(work, best, probe)
         else:  # the place was refused: the next candidate's
             wanted = [one for one in windows if one[:2] not in work.tried][:first]

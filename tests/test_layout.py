@@ -74,6 +74,17 @@ def test_a_bent_part_is_followed() -> None:
     assert np.abs(places - truth).max() < 0.05 * 1.7 * 84
 
 
+def test_a_point_that_moves_by_itself_is_followed_where_the_others_are_exact() -> None:
+    size = 1.7 * 84
+    for scatter, most in ((0.005, 0.02), (0.05, np.inf)):  # a matcher that errs more has its points corrected
+        answers = moved(GRID) + np.random.default_rng(6).normal(0, scatter * size, GRID.shape)
+        answers[27] = moved(GRID)[27] + [0.05 * size, 0.0]
+        _, places = fitted(GRID, answers)
+        away = np.linalg.norm(places[27] - answers[27]) / size
+        assert away < most
+        assert scatter < 0.05 or away > 0.03
+
+
 def test_neighbours_choose_between_look_alikes() -> None:
     truth = moved(GRID)
     other = truth[::-1].copy()

@@ -120,3 +120,52 @@ def test_another_place_than_the_coarse_one_must_be_better(margin: float, taken: 
     assert (result.target_window is not None) == taken
     assert taken or np.allclose(result.keypoints, points)
     assert taken or set(result.origin) == {"coarse: refused"}
+
+
+class Lured:
+    """Puts the red square of the source on that of the target; on the whole target, less exactly, on another place."""
+
+    name = "lured"
+    input_size = 128
+
+    def __init__(self) -> None:
+        self.whole_targets = 0
+
+    def match(self, pairs: Sequence[Pair]) -> list[Match]:
+        answers = []
+        for pair in pairs:
+            corner, side = _red(pair.source)
+            place, scale = _red(pair.target)
+            if pair.target.shape[:2] == (400, 600):
+                self.whole_targets += 1
+                place, scale = (
+                    np.array([60.0, 60.0]) + np.random.default_rng(2).normal(0, 1, pair.keypoints.shape),
+                    20.0,
+                )
+            found = (pair.keypoints - corner) / side * scale + place
+            lost = np.random.default_rng(1).uniform(0, 128, found.shape)
+            answers.append(Match(found if np.isfinite(found).all() else lost))
+        return answers
+
+
+def _red(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """Where the red square begins and its side."""
+    rows, columns = np.nonzero((image[..., 0] > 200) & (image[..., 1] < 60))
+    if len(rows) == 0:
+        return np.full(2, np.nan), np.nan
+    return np.array([columns.min(), rows.min()]), float(np.ptp(columns) + 1)
+
+
+@pytest.mark.parametrize(("budget", "whole"), [("fast", 1), ("balanced", 2), ("thorough", None)])
+def test_thorough_searches_where_a_closer_look_is_no_surer(budget: str, whole: int | None) -> None:
+    """All answers agree on a place that is wrong: nothing but looking there tells."""
+    source = np.full((400, 600, 3), 90, np.uint8)
+    target = source.copy()
+    source[100:160, 200:260] = target[220:240, 420:440] = [255, 0, 0]
+    points = np.array([[202.0, 103.0], [255.0, 104.0], [250.0, 155.0], [208.0, 150.0], [230.0, 130.0]])
+    truth = (points - [200, 100]) / 3 + [420, 220]
+    lured = Lured()
+    result = kbc.wrap(lured, budget=budget).match([Pair(source, target, points)])[0]
+    found = np.linalg.norm(result.keypoints - truth, axis=1).max() < 3
+    assert found == (budget == "thorough")
+    assert whole is None or lured.whole_targets == whole  # the rest is for closer looks
