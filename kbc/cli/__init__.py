@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, cast
 
 from kbc import __version__
@@ -204,6 +205,16 @@ def say_problems(problems: Iterable[object], most: int = 20) -> None:
         print(f"note: {problem}", file=sys.stderr)
     if len(found) > most:
         print(f"note: and {counted(len(found) - most)} more", file=sys.stderr)
+
+
+def turned_note(found: Sequence[Path], images: int) -> list[str]:
+    """What to know of pictures that their EXIF tag turns; nothing where there is none."""
+    if not found:
+        return []
+    return [
+        f"{len(found)} of {counted(images, 'image')} turned by their EXIF tag when opened, e.g. {found[0].name}: "
+        "points and boxes are read in the turned picture, as OpenCV and browsers show it"
+    ]
 
 
 def _complain(error: object, code: int) -> int:

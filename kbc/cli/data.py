@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kbc.cli import turned_note
 from kbc.cli.options import key_values
 from kbc.data import KINDS, Dataset, Problem, open_dataset
 from kbc.data.coco import layouts
@@ -76,7 +77,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"{dataset.name}: {counted(usable, 'usable pair')} of {images}, {counted(lost, 'pair')} left out")
         for problem in problems:
             print(f"  {problem}")
-        for note in [*dataset.notes, *_turned(dataset), *_warned(dataset, problems), *_per_cent(dataset)]:
+        for note in [
+            *dataset.notes,
+            *turned_note(dataset.turned(), len(dataset.images())),
+            *_warned(dataset, problems),
+            *_per_cent(dataset),
+        ]:
             print(f"  note: {note}")
         wrong += len(problems)
     print(counted(wrong) if wrong else "nothing wrong")
@@ -87,16 +93,6 @@ def _unreadable(dataset: Dataset, problems: list[Problem]) -> int:
     """How many pairs have a picture that cannot be read: a pair of two such pictures counts once."""
     broken = {problem.where for problem in problems if problem.pairs}
     return sum(bool({str(record.source_path), str(record.target_path)} & broken) for record in dataset)
-
-
-def _turned(dataset: Dataset) -> list[str]:
-    found = dataset.turned()
-    if not found:
-        return []
-    return [
-        f"{len(found)} of {counted(len(dataset.images()), 'image')} turned by their EXIF tag when opened, e.g. "
-        f"{found[0].name}: points and boxes are read in the turned picture, as OpenCV and browsers show it"
-    ]
 
 
 def _warned(dataset: Dataset, problems: Sequence[Problem]) -> list[str]:

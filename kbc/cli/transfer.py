@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kbc.cli import say_problems
+from kbc.cli import say_problems, turned_note
 from kbc.cli.options import (
     add_kbc_options,
     add_matcher_options,
@@ -23,6 +23,7 @@ from kbc.data.records import Problems
 from kbc.errors import InputError, counted, must_be
 from kbc.evaluation.plan import parse_shard
 from kbc.files import output_file, refuse_overwriting, write_json, written_whole
+from kbc.images import turned
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
 from kbc.labelling.job import WHOLE, Job, Workers
@@ -101,7 +102,8 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
             raise InputError(must_be(option, "at least 1", value))
     problems = Problems(labels.problems)
     boxes = read_detections(Path(args.boxes), images, labels, problems) if args.boxes else None
-    say_problems(problems)
+    turning = [path for path in labels.labelled if turned(path)]
+    say_problems([*problems, *turned_note(turning, len(labels.labelled))])
     if boxes is not None and args.instances != 1:
         raise InputError(must_be("--instances", "not given together with --boxes", args.instances))
     if kind in ("dlc", "slp", "labelstudio"):

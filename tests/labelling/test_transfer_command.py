@@ -435,3 +435,14 @@ def test_many_broken_boxes_are_counted_and_not_listed(folder: Path, capsys: pyte
     transferred(folder, "--boxes", str(folder / "boxes.json"))
     said = capsys.readouterr().err.splitlines()
     assert (len(said), said[-1]) == (21, "note: and 480 problems more")
+
+
+def test_labelled_pictures_that_their_tag_turns_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A turn by 180° keeps the size, so that nothing else tells that the labels may be of the picture as it lies."""
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib, an extra")
+    exif = pillow.Exif()
+    exif[0x0112] = 3
+    picture = next(folder.rglob("0.png"))
+    pillow.open(picture).save(picture, exif=exif)
+    transferred(folder, "--matcher", "hog")
+    assert "note: 1 of 1 image turned by their EXIF tag when opened, e.g. 0.png" in capsys.readouterr().err
