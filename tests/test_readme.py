@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kbc import cli
@@ -24,7 +25,7 @@ def test_python_blocks_run_in_order() -> None:
     assert len(found) >= 2
     for block in found:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace["points"].tolist() == [[100, 120], [130, 122], [115, 150]]  # type: ignore[attr-defined]
+    assert np.allclose(namespace["points"], [[100, 120], [130, 122], [115, 150]])  # type: ignore[call-overload]
     assert namespace["result"].keypoints.shape == (3, 2)  # type: ignore[attr-defined]
 
 
