@@ -275,7 +275,7 @@ def fit(
     noise = (tuning.agreement_reach * scale)[:, None].expand(-1, passes)
     trust = torch.full_like(noise, 0.5)
     squared = (answers - points[:, :, None, None]).square().sum(-1)
-    for round_ in range(tuning.rounds):
+    for _ in range(tuning.rounds):
         right = _responsibility(squared, share, noise, trust, scale)
         weights = right / noise.square()[:, None, :, None]
         precision = weights.sum((2, 3))
@@ -283,25 +283,29 @@ def fit(
         rigid, scale = _rigid(mirrored, target, precision, scale)
         target = torch.where((precision > 1e-9 / scale.square()[:, None])[..., None], target, rigid)
         spread = 1 / (precision * scale.square()[:, None]).clamp_min(1e-9)
-        last = round_ == tuning.rounds - 1
-        local = _local_bend(noise, asked.any(1), scale, tuning) if last else torch.zeros_like(scale)
         system = kernel.clone()
-        system.diagonal(dim1=1, dim2=2).add_(spread + local[:, None])
+        system.diagonal(dim1=1, dim2=2).add_(spread)
         factor = torch.linalg.cholesky_ex(system)[0]
         solved = torch.cholesky_solve((target - rigid) / scale[:, None, None], factor)
-        points = rigid + scale[:, None, None] * (kernel @ solved + local[:, None, None] * solved)
+        points = rigid + scale[:, None, None] * (kernel @ solved)
         squared = (answers - points[:, :, None, None]).square().sum(-1)
         agreed = right.sum((1, 3))
         variance = (right * squared).sum((1, 3)) / (2 * agreed).clamp_min(_TINY)
         low = torch.maximum(tuning.noise_floor * scale[:, None], tuning.cell_floor * cell)
         noise = variance.sqrt().minimum(tuning.noise_ceiling * scale[:, None]).maximum(low)
         trust = ((agreed + 2) / (asked_count + 4)).clamp(0.02, 0.98)
-    diagonal = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
-    others = target - scale[:, None, None] * solved / diagonal[..., None]
-    others_variance = (1 / diagonal - spread).clamp_min(0.0) * scale.square()[:, None]
     likely = (share * _gaussian(squared, noise.square()[:, None, :, None])).sum(3)
     ratio = torch.log(trust[:, None] * likely * _unrelated(scale)[:, None, None] + 1 - trust[:, None])
     evidence = torch.where(asked, ratio, 0.0).sum(1) / asked_count
+    # Evidence is of the smooth layout: points that move by themselves would agree with anything.
+    local = _local_bend(noise, asked.any(1), scale, tuning)[:, None]
+    system.diagonal(dim1=1, dim2=2).add_(local)
+    factor = torch.linalg.cholesky_ex(system)[0]
+    solved = torch.cholesky_solve((target - rigid) / scale[:, None, None], factor)
+    points = rigid + scale[:, None, None] * (kernel @ solved + local[..., None] * solved)
+    diagonal = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
+    others = target - scale[:, None, None] * solved / diagonal[..., None]
+    others_variance = (1 / diagonal - spread).clamp_min(0.0) * scale.square()[:, None]
     return Layout(points, others, others_variance, noise, trust, scale, evidence, start.mirror < 0)
 
 
