@@ -283,10 +283,7 @@ def fit(
         rigid, scale = _rigid(mirrored, target, precision, scale)
         target = torch.where((precision > 1e-9 / scale.square()[:, None])[..., None], target, rigid)
         spread = 1 / (precision * scale.square()[:, None]).clamp_min(1e-9)
-        system = kernel.clone()
-        system.diagonal(dim1=1, dim2=2).add_(spread)
-        factor = torch.linalg.cholesky_ex(system)[0]
-        solved = torch.cholesky_solve((target - rigid) / scale[:, None, None], factor)
+        solved, _ = _solved(kernel, spread, (target - rigid) / scale[:, None, None])
         points = rigid + scale[:, None, None] * (kernel @ solved)
         squared = (answers - points[:, :, None, None]).square().sum(-1)
         agreed = right.sum((1, 3))
@@ -299,9 +296,7 @@ def fit(
     evidence = torch.where(asked, ratio, 0.0).sum(1) / asked_count
     # Evidence is of the smooth layout: points that move by themselves would agree with anything.
     local = _local_bend(noise, asked.any(1), scale, tuning)[:, None]
-    system.diagonal(dim1=1, dim2=2).add_(local)
-    factor = torch.linalg.cholesky_ex(system)[0]
-    solved = torch.cholesky_solve((target - rigid) / scale[:, None, None], factor)
+    solved, factor = _solved(kernel, spread + local, (target - rigid) / scale[:, None, None])
     points = rigid + scale[:, None, None] * (kernel @ solved + local[..., None] * solved)
     diagonal = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
     others = target - scale[:, None, None] * solved / diagonal[..., None]
@@ -345,6 +340,14 @@ def _kernel(unit: Tensor, tuning: Tuning) -> Tensor:
     squared = (unit[:, :, None] - unit[:, None]).square().sum(-1)
     bend = tuning.bend_size**2 * torch.exp(-0.5 * squared / tuning.bend_reach**2)
     return bend + tuning.stretch**2 * (unit @ unit.mT)
+
+
+def _solved(kernel: Tensor, variance: Tensor, bend: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (B, S, 2) by which the kernel gives `bend`, known to a variance (B, S); and their system factored."""
+    system = kernel.clone()
+    system.diagonal(dim1=1, dim2=2).add_(variance)
+    factor = torch.linalg.cholesky_ex(system)[0]
+    return torch.cholesky_solve(bend, factor), factor
 
 
 def _local_bend(noise: Tensor, asked: Tensor, scale: Tensor, tuning: Tuning) -> Tensor:
