@@ -79,8 +79,8 @@ class Pair:
         _refuse_relative(points, self.source)
         points.setflags(write=False)
         put(self, "keypoints", points)
-        put(self, "source_box", _inside(source_box, self.source, "source_box"))
-        put(self, "target_box", _inside(target_box, self.target, "target_box"))
+        put(self, "source_box", box_inside(source_box, self.source, "source_box"))
+        put(self, "target_box", box_inside(target_box, self.target, "target_box"))
 
     def __repr__(self) -> str:
         shown = [
@@ -128,7 +128,12 @@ def _refuse_relative(points: Points, image: Image) -> None:
         raise InputError(must_be("keypoints", "pixels of the source image", received, hint))
 
 
-def _inside(box: object, image: Image, argument: str) -> Box | None:
+def box_inside(box: object, image: Image, argument: str) -> Box | None:
+    """The part of a box, `Box` or xyxy pixel edges, that lies in an image (H, W, 3); None for None.
+
+    Raises:
+        InputError: no box, a relative one, or one that does not meet the image.
+    """
     if box is None:
         return None
     given = Box.of(box, argument)  # type: ignore[arg-type]

@@ -129,6 +129,7 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
     failed = [one for one in results if one.error]
     for one in failed:
         print(f"note: {one.image} was passed over: {one.error}", file=sys.stderr)
+    say_problems(f"a box in {one.image}: {problem}" for one in results for problem in one.problems)
     if args.shard:
         print(f"shard {args.shard} is done; a last run without --shard writes {out}", file=sys.stderr)
     elif not args.quiet:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from kbc.data.coco import CocoCategory, CocoImage, entries, unique_entries
 from kbc.data.records import Problems, Record, box_xywh
-from kbc.errors import DataError, must_be
+from kbc.errors import DataError, InputError, must_be
 from kbc.files import read_json
 from kbc.geometry import Box
 from kbc.headers import stated_size
@@ -25,6 +25,11 @@ class Detection:
 
     box: Box
     category: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "box", Box.of(self.box, "box"))  # frozen; four numbers are taken, too
+        if not isinstance(self.category, str | None):
+            raise InputError(must_be("category", "the name of one, or None", repr(self.category)))
 
 
 class _Seen(Record):

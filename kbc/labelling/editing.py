@@ -279,8 +279,8 @@ class LabelFile:
     def transfer_again(self, labeller: Labeller, progress: Progress | None = None) -> None:
         """Ask the labeller about every picture without a labelled object, and put what it finds in place of the old.
 
-        Boxes of a detector are kept: each gets new points. A picture that fails keeps what it had, and so does one
-        with an object of a category that the labeller has no exemplar of.
+        Boxes of a detector are kept: each gets new points. A picture that fails or has a box outside it keeps what it
+        had, and so does one with an object of a category that the labeller has no exemplar of.
 
         Args:
             labeller: made of `labels().exemplars`.
@@ -294,7 +294,7 @@ class LabelFile:
         found: dict[int, list[dict[str, Any]]] = {}
         for count, number in enumerate(asked, 1):
             result = labeller(self.picture(number), None if boxes is None else boxes.get(number, ()))
-            if not result.error:
+            if not result.error and not result.problems:
                 found[number] = [
                     {"category_id": self._number_of(one.category), **annotation_of(one, kinds[one.category])}
                     for one in result.objects

@@ -242,7 +242,8 @@ def _line(result: Transferred, key: str) -> dict[str, Any]:
         }
         for one in result.objects
     ]
-    return {"key": key, "size_hw": result.size_hw, "error": result.error, "objects": found}
+    said = {"error": result.error, "problems": result.problems}
+    return {"key": key, "size_hw": result.size_hw, **said, "objects": found}
 
 
 def _from_line(line: Mapping[str, Any], image: Path, labeller: Labeller) -> Transferred:
@@ -261,7 +262,8 @@ def _from_line(line: Mapping[str, Any], image: Path, labeller: Labeller) -> Tran
         for one in line["objects"]
     ]
     height, width = line["size_hw"]
-    return Transferred(image, (height, width), tuple(found), line["error"])
+    problems = tuple(line.get("problems", ()))  # journals from before boxes had any
+    return Transferred(image, (height, width), tuple(found), line["error"], problems)
 
 
 def _size_only(image: Path) -> Transferred:

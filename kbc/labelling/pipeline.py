@@ -22,7 +22,7 @@ from kbc.matchers.protocol import Matcher, run_matcher
 from kbc.pipeline import KBCMatcher, wrap
 from kbc.support import object_box as source_object_box
 from kbc.tuning import TUNING
-from kbc.types import MatchResult, Pair, Scores, sure_points
+from kbc.types import MatchResult, Pair, Scores, box_inside, sure_points
 
 ASK = 3
 """Exemplars asked about a picture by default: three of ten, the likest, do as well as all ten (our measurement)."""
@@ -74,12 +74,14 @@ class Transferred:
         size_hw: its (height, width); (0, 0) where it could not be read.
         objects: the objects found, the surest first; with a detector's boxes in their order.
         error: why there are none, where the picture could not be read or the matcher failed.
+        problems: why single boxes were passed over, a line each; the other boxes' objects are there.
     """
 
     image: ImageLike
     size_hw: tuple[int, int]
     objects: tuple[FoundObject, ...] = ()
     error: str = ""
+    problems: tuple[str, ...] = ()
 
 
 def transfer(
@@ -99,7 +101,8 @@ def transfer(
         images: paths, arrays or tensors; opened one at a time.
         matcher: a matcher or function, or one that `kbc.wrap` made with options of your own.
         boxes: a detector's boxes, by the paths that `images` are then: one set of points for each. A picture without
-            any gets none. Without `boxes` objects are looked for.
+            any gets none; one that is outside its picture becomes one of its `problems`, the others are answered.
+            Without `boxes` objects are looked for.
         instances: how many objects of a category a picture may hold; further ones must be fairly sure.
         ask: how many exemplars of a category are asked about a picture, the likest first.
         min_confidence: less sure points become NaN; an object without points is left out.
@@ -159,14 +162,20 @@ class Labeller:
     def __call__(self, image: ImageLike, boxes: Sequence[Detection] | None = None) -> Transferred:
         """What the exemplars say of one picture; `boxes` as in `transfer`."""
         size = (0, 0)
+        problems: list[str] = []
         try:
             target = load_image(image)
             size = image_hw(target)
-            found = self._search(target) if boxes is None else self._boxed(target, boxes)
+            if boxes is None:
+                found = self._search(target)
+            else:
+                boxes, problems = _usable(boxes, target)
+                found = self._boxed(target, boxes)
         except KBCError as error:
-            return Transferred(image, size, error=str(error))
+            return Transferred(image, size, (), str(error), tuple(problems))
         kept = [one.at_least(self.min_confidence) for one in found]
-        return Transferred(image, size, tuple(one for one in kept if defined(one.keypoints).any()))
+        seen = tuple(one for one in kept if defined(one.keypoints).any())
+        return Transferred(image, size, seen, problems=tuple(problems))
 
     def _shown(self, index: int) -> npt.NDArray[np.float64]:
         """The thumbnail of an exemplar; opening it checks its points and box."""
@@ -292,6 +301,19 @@ def _boxes_in(image: ImageLike, boxes: Mapping[Path, Sequence[Detection]]) -> Se
     if not isinstance(image, (str, os.PathLike)):
         raise InputError(must_be("images", "paths where `boxes` are given by path", type(image).__name__))
     return boxes.get(Path(image), ())
+
+
+def _usable(boxes: Sequence[Detection], target: Image) -> tuple[list[Detection], list[str]]:
+    """The boxes that a picture can be asked in, and what is wrong with the others."""
+    usable, problems = [], []
+    for one in boxes:
+        try:
+            box_inside(one.box, target, "box")
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            usable.append(one)
+    return usable, problems
 
 
 def _confidence(result: MatchResult) -> Scores:

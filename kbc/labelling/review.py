@@ -64,7 +64,8 @@ def review_page(results: Sequence[Transferred], exemplars: Sequence[Exemplar], m
     if empty:
         yield f"<section><h2>{counted(len(empty), 'picture')} without an object</h2><ul>\n"
         for one in empty:
-            why = f' <span class="error">{escape(one.error)}</span>' if one.error else ""
+            said = one.error or ". ".join(one.problems)
+            why = f' <span class="error">{escape(said)}</span>' if said else ""
             yield f"<li>{escape(Path(str(one.image)).name)}{why}</li>\n"
         yield "</ul></section>\n"
     shown: dict[int, str] = {}  # exemplar → the size of its picture on the page

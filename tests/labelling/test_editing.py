@@ -131,8 +131,13 @@ def test_boxes_of_a_detector_are_asked_again_and_failures_keep_what_was_there(fo
     data["annotations"] = [o for o in data["annotations"] if o["image_id"] != 3]
     (folder / "keypoints.json").write_text(json.dumps(data))
     (folder / "4.png").write_bytes(b"broken")
+    outside = {**data["annotations"][-1], "id": 99, "bbox": [500, 500, 40, 40], "bbox_kind": "annotated"}
+    data["annotations"].append(outside)
+    (folder / "keypoints.json").write_text(json.dumps(data))
     file = LabelFile(folder / "keypoints.json")
     file.transfer_again(Labeller(file.labels().exemplars, find_red))
+    of_six = [[o for o in found["annotations"] if o["image_id"] == 6] for found in (data, written(folder))]
+    assert of_six[0] == of_six[1]
     after = {o["image_id"]: o for o in written(folder)["annotations"]}
     assert after[4]["bbox"] == [30, 30, 60, 50]
     assert after[4]["bbox_kind"] == "annotated"

@@ -56,6 +56,7 @@ def test_the_most_doubtful_come_first_and_nothing_is_fetched(tmp_path: Path) -> 
     paths = write_folder(tmp_path, BOXES[:4])
     results = [found(paths[1], 1, 0.9), found(paths[2], 2, 0.3), found(paths[3], 3, 0.6)]
     results.append(Transferred(tmp_path / "a&b.png", (0, 0), error="broken <file>"))
+    results.append(Transferred(tmp_path / "c.png", (120, 160), problems=("`box` must be & so on",)))
     page = "".join(review_page(results, [EXEMPLAR]))
     titles = re.findall(r"<h2>(\d\. [^·]*) ·", page)
     assert titles == ["1. 2.png", "2. 3.png", "3. 1.png"]
@@ -69,7 +70,7 @@ def test_the_most_doubtful_come_first_and_nothing_is_fetched(tmp_path: Path) -> 
     checked.feed(page)
     assert checked.open == []
     text = " ".join(checked.text)
-    for said in ("<b>head</b>", "a&b.png", "broken <file>", "0.30", "–"):
+    for said in ("<b>head</b>", "a&b.png", "broken <file>", "c.png", "`box` must be & so on", "0.30", "–"):
         assert said in text
     kinds = [circle["class"] for circle in checked.circles]
     assert kinds == ["known"] * 5 + ["doubtful"] * 4 + ["likely"] * 4 + ["sure"] * 4

@@ -103,6 +103,52 @@ def test_boxes_give_one_object_each_and_say_so() -> None:
     assert labeller(image, ()).objects == ()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (Box(500, 500, 540, 540), "a box that meets the image (160×120), received (500, 500, 540, 540)"),
+        (Box(-50, -50, -1, -1), "a box that meets the image (160×120), received (-50, -50, -1, -1)"),
+        (Box(30, 30, 30, 60), "a box that meets the image (160×120), received (30, 30, 30, 60)"),
+        (Box(0.1, 0.1, 0.9, 0.8), "pixel edges, received a box in [0, 1]: (0.1, 0.1, 0.9, 0.8)"),
+    ],
+)
+def test_a_box_outside_its_picture_is_a_problem_and_the_others_are_answered(wrong: Box, expected: str) -> None:
+    image, calls = picture(BOXES[2]), []
+
+    def find(source: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return find_red(source, target, keypoints)
+
+    labeller = Labeller([EXEMPLAR], find)
+    wanted = labeller(image, [Detection(BOXES[2]), Detection(BOXES[2])])
+    asked, found = len(calls), labeller(image, [Detection(BOXES[2]), Detection(wrong), Detection(BOXES[2])])
+    assert len(calls) == 2 * asked  # nothing was asked about the wrong one
+    assert (found.error, wanted.problems) == ("", ())
+    assert [problem.split(";")[0] for problem in found.problems] == [f"`box` must be {expected}"]
+    for one, other in zip(found.objects, wanted.objects, strict=True):
+        np.testing.assert_array_equal(one.keypoints, other.keypoints)
+    alone = labeller(image, [Detection(wrong)])
+    assert (alone.error, alone.objects, alone.size_hw, len(alone.problems)) == ("", (), (120, 160), 1)
+
+
+def test_a_matcher_that_fails_in_a_box_still_fails_the_picture() -> None:
+    def broken(source: np.ndarray, target: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
+        raise ValueError("no")
+
+    found = Labeller([EXEMPLAR], broken)(picture(BOXES[2]), [Detection(BOXES[2])])
+    assert "ValueError: no" in found.error
+    assert (found.objects, found.problems) == ((), ())
+
+
+def test_a_detection_takes_four_numbers_and_refuses_what_is_no_box() -> None:
+    assert Detection((1, 2, 30, 40)).box == Box(1, 2, 30, 40)  # type: ignore[arg-type]
+    for wrong in (None, "x", (1, 2, 3), (5, 5, 1, 1), (0, 0, float("nan"), 5)):
+        with pytest.raises(InputError, match="`box`"):
+            Detection(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`category` must be"):
+        Detection(BOXES[0], 5)  # type: ignore[arg-type]
+
+
 def test_boxes_are_found_by_any_spelling_of_a_path(tmp_path: Path) -> None:
     path = write_folder(tmp_path, BOXES[:1])[0]
     boxes = {path: [Detection(BOXES[0])]}
