@@ -383,7 +383,7 @@ class Window:
         if part.shape[:2] != self.size_hw:
             grow = cv2.INTER_CUBIC if enlarge == CUBIC else cv2.INTER_LINEAR
             part = cv2.resize(part, (width, height), interpolation=grow)
-        return np.ascontiguousarray(part[:, ::-1] if self.mirrored else part, dtype=np.uint8)
+        return np.ascontiguousarray(cv2.flip(part, 1) if self.mirrored else part, dtype=np.uint8)
 
     def _check(self, image_hw: tuple[int, int], enlarge: Enlarge) -> None:
         if enlarge not in (CUBIC, LINEAR):

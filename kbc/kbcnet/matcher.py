@@ -22,7 +22,7 @@ from kbc.kbcnet.checkpoint import load_checkpoint
 from kbc.kbcnet.model import Described, Network
 from kbc.matchers.features import FeatureMatcher
 from kbc.tensors import exact, sample, soft_peak
-from kbc.types import Match, Pair
+from kbc.types import Pair
 
 BUNDLED = Path(__file__).parent / "weights"
 MAX_CORRELATION = 4 * 2**30
@@ -114,36 +114,16 @@ class KBCNet(FeatureMatcher):
         """Itself: its decoder has them (`ModelConfig.votes`)."""
         return self
 
-    def match(self, pairs: Sequence[Pair]) -> list[Match]:
-        """The soft peak of each keypoint's refined similarity.
-
-        The score is the share of the softmax that lies within `reach` cells of the peak, in [0, 1].
-        """
-        reach, temperature = self.network.config.reach, float(self.network.temperature.detach())
-        matches = []
-        with exact(self._device):
-            for pair, rows in zip(pairs, self._rows(pairs), strict=True):
-                cells, score = peaks(rows, reach, temperature)
-                inside = self.grid.to_pixels(cells).double().cpu().numpy()
-                matches.append(Match(self._frame(pair.target).to_image(inside), score.double().cpu().numpy()))
-        return matches
-
-    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
-        """Per pair (N, h, w): refined similarity of each keypoint with cells that cover the whole target."""
-        with exact(self._device):
-            return [self._on_regular_cells(values).cpu().numpy() for values in self._rows(pairs)]
-
     def flow(self, pairs: Sequence[Pair]) -> list[Flow]:
         """The dense answer: every cell of the source, whatever the pairs' keypoints."""
         flows = []
-        reach, temperature = self.network.config.reach, float(self.network.temperature.detach())
         for pair in pairs:
             source, target = (self._described([image]) for image in (pair.source, pair.target))
             with exact(self._device):
                 plain, channels = self.network.compare(source, target)
                 refined = self.network.refine(plain, channels)[0]
                 height, width = refined.shape[:2]
-                cells, score = peaks(refined.flatten(0, 1), reach, temperature)
+                cells, score = self._peaks(refined.flatten(0, 1))
             y, x = np.mgrid[:height, :width].astype(np.float64)
             centres = self.grid.to_pixels(torch.as_tensor(np.stack([x, y], axis=-1).reshape(-1, 2))).numpy()
             found = self.grid.to_pixels(cells).double().cpu().numpy()
@@ -169,7 +149,7 @@ class KBCNet(FeatureMatcher):
         """The part (C, h, w) of one image's features that CSFA refined, of unit length."""
         return functional.normalize(self.network.split(maps[None])[0][0], dim=0)
 
-    def _rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
+    def _compared(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Per pair (N, h, w) refined similarity; NaN where the keypoint is undefined."""
         rows: list[Tensor] = []
         size = max(_BATCH_BYTES.get(torch.device(self._device).type, 0) // self._pair_bytes, 1)
@@ -183,6 +163,10 @@ class KBCNet(FeatureMatcher):
                 found = torch.where(cells.isnan().any(-1)[:, :, None, None], torch.nan, found)
                 rows += [values[: len(pair.keypoints)] for values, pair in zip(found, part, strict=True)]
         return rows
+
+    def _peaks(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The score is the share of the softmax that lies within `reach` cells of the peak, in [0, 1]."""
+        return peaks(values, self.network.config.reach, float(self.network.temperature.detach()))
 
     def _source_cells(self, pairs: Sequence[Pair]) -> Tensor:
         """(B, K, 2), filled up with NaN."""

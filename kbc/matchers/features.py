@@ -140,17 +140,21 @@ class FeatureMatcher:
             ]
 
     def match(self, pairs: Sequence[Pair]) -> list[Match]:
-        """The peak of each keypoint's similarity; the score is the similarity there."""
+        """The soft peak of each keypoint's similarity; the score is the similarity there."""
         compared = self._compared(pairs)
         matches = []
         with exact(self._device):
             for pair, values in zip(pairs, compared, strict=True):
                 self._latest[pair] = values  # kbc asks for it next
-                cells, score = soft_peak(values)
+                cells, score = self._peaks(values)
                 inside = self.grid.to_pixels(cells).double().cpu().numpy()
                 points = self._frame(pair.target).to_image(inside)
                 matches.append(Match(points, score.double().cpu().numpy()))
         return matches
+
+    def _peaks(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of similarity (N, h, w): the cells (N, 2), x then y, and the scores (N,); NaN where it is."""
+        return soft_peak(values)
 
     def _similarity(self, pair: Pair, source: Tensor, target: Tensor) -> Tensor:
         import torch
@@ -293,7 +297,8 @@ def from_features(
 
 def _in_range(maps: Tensor) -> Tensor:
     """Maps (B, C, h, w), each divided by its largest value where float32 cannot hold the squares of its values."""
-    most = maps.abs().amax(dim=(1, 2, 3), keepdim=True)
+    each = (1, 2, 3)
+    most = maps.amax(each, keepdim=True).maximum(-maps.amin(each, keepdim=True))  # sooner than of absolute values
     extreme = (most > 1e15) | ((most < 1e-9) & (most > 0))
     return maps / most.where(extreme, 1.0) if bool(extreme.any()) else maps
 

@@ -113,6 +113,16 @@ def test_similarity_covers_the_target_and_peaks_where_the_match_lies(network: Ne
         assert np.abs(point - centre).max() <= (matcher.network.config.reach + 0.5) * width / 12
 
 
+def test_similarity_right_after_a_match_computes_nothing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    matcher = KBCNet(network)
+    asked = pairs()
+    matcher.match(asked)
+    fresh = KBCNet(network).similarity(asked)
+    monkeypatch.setattr(network, "query", None)
+    for kept, computed in zip(matcher.similarity(asked), fresh, strict=True):
+        assert np.allclose(kept, computed, atol=1e-5)
+
+
 def test_flow_agrees_with_the_points_at_cell_centres(network: Network) -> None:
     matcher = KBCNet(network)
     pair = pairs(1)[0]
