@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"types", "geometry", "images", "errors", "files", "headers", "weights", "tensors", "progress"}
+GROUND = {"types", "geometry", "images", "errors", "files", "headers", "weights", "tensors", "progress", "processes"}
 CORE = ["config", "tuning", "cropping", "support", "layout", "probe", "localize", "confidence", "verify", "pipeline"]
 
 

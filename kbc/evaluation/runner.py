@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -20,6 +19,7 @@ from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
 from kbc.evaluation.plan import GIVEN, OFF, AnyMatcher, Plan, Run, written
 from kbc.images import image_hw
 from kbc.matchers.protocol import input_hw, run_matcher
+from kbc.processes import worker_processes
 from kbc.types import Match, Pair
 
 _CHUNK = 16
@@ -235,38 +235,19 @@ def execute_jobs(
     """
     if jobs < 1:
         raise InputError(must_be("jobs", "at least 1", jobs))
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, wait
+    import torch
 
     _prepare(plan, folder, datasets, strict)
     before = written(folder)
     total = sum(len(dataset) for dataset in datasets) * len(plan.runs) - before
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")  # a forked child of a process that used torch may hang
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_leave_interrupts) as pool:
-        futures = [pool.submit(_job, plan, folder, datasets, (i, jobs), threads) for i in range(jobs)]
-        try:
-            while wait(futures, timeout=1.0).not_done:
-                if progress:
-                    progress(written(folder) - before, total, f"{jobs} processes")
-        except BaseException:  # Ctrl-C does not wait for the shards to end; what they wrote are whole lines
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-            raise
+    with worker_processes(jobs, torch.set_num_threads, threads) as pool:
+        futures = [pool.submit(_run_shard, plan, folder, datasets, (i, jobs)) for i in range(jobs)]
+        while wait(futures, timeout=1.0).not_done:
+            if progress:
+                progress(written(folder) - before, total, f"{jobs} processes")
         for future in futures:
             future.result()
-
-
-def _leave_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the parent answers for all
-
-
-def _job(plan: Plan, folder: Path, datasets: Sequence[Dataset], shard: tuple[int, int], threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)  # this process is ours alone
-    _run_shard(plan, folder, datasets, shard)
 
 
 def torchrun_rank() -> tuple[int, int] | None:

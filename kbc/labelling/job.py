@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from kbc import __version__
 from kbc.errors import DataError, InputError, must_be
 from kbc.evaluation.outcomes import points, rows
 from kbc.files import LineFile, file_digest, output_file, read_bytes
 from kbc.geometry import Box
-from kbc.images import image_hw, load_image, require_cv2
+from kbc.images import image_hw, load_image
 from kbc.labelling.detections import Detection
 from kbc.labelling.labels import Labels
 from kbc.labelling.pipeline import FoundObject, Labeller, Transferred
+from kbc.processes import one_thread, worker_processes
 
 Boxes = Mapping[Path, Sequence[Detection]]
 Task = tuple[Path, Sequence[Detection] | None]
@@ -49,9 +48,8 @@ class Workers:
         if min(self.jobs, len(tasks)) < 2:
             yield from (self.labeller(*task) for task in tasks)
             return
-        context = multiprocessing.get_context("spawn")  # a fork would copy the threads of torch and OpenCV
-        with context.Pool(min(self.jobs, len(tasks)), _begin, (self.build,)) as pool:
-            yield from pool.imap(_work, tasks)
+        with worker_processes(min(self.jobs, len(tasks)), _begin, self.build) as pool:
+            yield from pool.map(_work, tasks)
 
 
 _labeller: Labeller | None = None
@@ -59,8 +57,7 @@ _labeller: Labeller | None = None
 
 def _begin(build: Callable[[], Labeller]) -> None:
     global _labeller
-    torch.set_num_threads(1)
-    require_cv2().setNumThreads(1)
+    one_thread()
     _labeller = build()
 
 

@@ -14,6 +14,7 @@ from kbc.kbcnet.backbone import normalised
 from kbc.kbcnet.training.pool import FeaturePool
 from kbc.kbcnet.training.recipe import Recipe
 from kbc.kbcnet.training.sources import HELD_OUT, PairSource, pair_source
+from kbc.processes import one_thread
 
 Batch = dict[str, Any]
 """Source and target as `Network.forward` takes them, keypoints and truth (B, K, 2) in input pixels, parts (B, K)."""
@@ -70,7 +71,7 @@ def batches(mixture: Mixture, pool: FeaturePool | None, chosen: Iterable[list[in
         mixture,
         batch_sampler=chosen,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         prefetch_factor=4 if workers else None,
         # a fork inherits OpenCV's and OpenMP's thread pools without their threads and may wait for them forever
         multiprocessing_context="spawn" if workers else None,
@@ -93,11 +94,3 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
             moved = value.to(device)
             ready[name] = normalised(moved) if moved.dtype == torch.uint8 else moved
     return ready
-
-
-def _one_thread(_: int) -> None:
-    """In a worker process: one thread, for the training process needs the others."""
-    from kbc.images import require_cv2
-
-    torch.set_num_threads(1)
-    require_cv2().setNumThreads(1)

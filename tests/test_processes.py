@@ -1,0 +1,63 @@
+"""Worker processes: one that dies ends the work with a message, never with a hang."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from kbc.errors import MatcherError
+from kbc.processes import one_thread, worker_processes
+
+
+def test_the_processes_work_and_are_gone_afterwards() -> None:
+    with worker_processes(2, one_thread) as pool:
+        assert list(pool.map(abs, [-1, 2, -3])) == [1, 2, 3]
+        children = {pool.submit(os.getpid).result() for _ in range(4)}
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+def test_what_a_process_raises_is_raised_here() -> None:
+    with pytest.raises(ZeroDivisionError), worker_processes(1, one_thread) as pool:
+        list(pool.map(divmod, [1], [0]))
+
+
+@pytest.mark.parametrize("death", ["at work", "at the beginning"])
+def test_a_process_that_dies_is_an_error_that_says_what_to_do(death: str) -> None:
+    begin = partial(os._exit, 9) if death == "at the beginning" else one_thread
+    told = r"of --jobs ended before its work was done.*fewer --jobs"
+    with pytest.raises(MatcherError, match=told), worker_processes(2, begin) as pool:
+        list(pool.map(os._exit, [9, 9]))
+
+
+TRANSFER = """
+import os
+from pathlib import Path
+from kbc.errors import MatcherError
+from kbc.labelling.job import Workers
+
+def dies(image, boxes=None):
+    os._exit(9)
+
+def build():
+    return dies
+
+if __name__ == "__main__":
+    try:
+        list(Workers(2, build)([(Path("a.png"), None), (Path("b.png"), None)]))
+    except MatcherError as error:
+        print(error)
+"""
+
+
+def test_a_transfer_whose_process_is_killed_ends(tmp_path: Path) -> None:
+    script = tmp_path / "transfer.py"
+    script.write_text(TRANSFER)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert "ended before its work was done" in done.stdout
