@@ -82,6 +82,11 @@ def requirement(message: str) -> str:
     return f"must be {said}" if said != message else known.get(message, f"is not valid ({message})")
 
 
+def as_text(name: str) -> str:
+    """A name as UTF-8 can hold it: each byte that is none, as names on disk may have, becomes its escape."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint: the nearest known names, or all of them."""
     names = sorted(known)

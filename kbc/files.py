@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 
 from pydantic_core import from_json
 
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, InputError, as_text, must_be
 
 
 def as_path(path: object, argument: str) -> Path:
@@ -241,7 +241,7 @@ def _unwritable(path: Path, argument: str, error: Exception) -> InputError:
 def write_json(data: object, path: str | os.PathLike[str], argument: str = "path") -> None:
     """Write strict JSON (UTF-8, no NaN) to a file, whole or not at all, or to standard output for "-"."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    text = text.encode(errors="backslashreplace").decode()  # bytes in a file's name that are no UTF-8
+    text = as_text(text)
     if str(path) == "-":
         sys.stdout.write(text)
         sys.stdout.flush()

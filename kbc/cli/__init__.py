@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -141,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Errors that kbc raises on purpose become one line on standard error; others keep their traceback.
     """
     given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if argv is None and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal or pipe of few signs, as Windows has them
     try:
         try:
             name = overview().parse_args(given[:1]).command

@@ -15,7 +15,7 @@ from pathlib import Path
 from kbc.cli import fitted
 from kbc.cli.options import key_values, matcher_reference
 from kbc.data import KINDS, Dataset
-from kbc.errors import DataError, InputError, MissingDependencyError, counted, must_be
+from kbc.errors import DataError, InputError, MissingDependencyError, as_text, counted, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
 from kbc.evaluation.pck import Frame, Protocol, Threshold
 from kbc.evaluation.plan import OFF, Plan, Run, Source, complete, parse_shard
@@ -213,9 +213,8 @@ def _report(
         dataset.name: protocol_for(args, source, dataset)
         for source, dataset in zip(plan.sources, datasets, strict=True)
     }
-    report = _portable(
-        build(plan, datasets, outcomes, protocols, shlex.join(["kbc", *getattr(args, "words", sys.argv[1:])]))
-    )
+    command = as_text(shlex.join(["kbc", *getattr(args, "words", sys.argv[1:])]))
+    report = _portable(build(plan, datasets, outcomes, protocols, command))
     write_json(report.to_dict(), folder / "report.json")
     figures: list[Path] = []
     if args.figures != "none":

@@ -20,7 +20,7 @@ from kbc.cli.options import (
 )
 from kbc.cli.points import NAMED_POINTS_HELP, parse_named_points
 from kbc.data.records import Problems
-from kbc.errors import InputError, counted, must_be
+from kbc.errors import InputError, as_text, counted, must_be
 from kbc.evaluation.plan import parse_shard
 from kbc.files import output_file, refuse_overwriting, write_json, written_whole
 from kbc.images import turned
@@ -28,7 +28,7 @@ from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detec
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
 from kbc.labelling.job import WHOLE, Job, Workers
 from kbc.labelling.labels import Exemplar, label_picture
-from kbc.labelling.output import coco, image_base, table
+from kbc.labelling.output import coco, file_name, image_base, table
 from kbc.labelling.pipeline import ASK
 from kbc.labelling.review import review_page
 from kbc.matchers.registry import content_digests
@@ -93,6 +93,7 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
     review = None if args.review is None else output_file(args.review, "--review")
     labels = _labels(args)
     images = _pictures(args, labels)
+    _refuse_unwritable_names(images, out, kind)
     refuse_overwriting(
         {"--out": out, "--review": review},
         [args.labels, args.boxes, args.points, *images, *(one.image for one in labels.exemplars)],
@@ -168,6 +169,17 @@ def _pictures(args: argparse.Namespace, labels: Labels) -> list[Path]:
         hint = "name others" if args.images else "name pictures after LABELS"
         raise InputError(must_be("IMAGES", "pictures that are not labelled yet", "none", hint))
     return images
+
+
+def _refuse_unwritable_names(images: Sequence[Path], out: Path, kind: str) -> None:
+    """Refuse a picture whose name, as the output will hold it, is no UTF-8."""
+    base = image_base(out, images)
+    relative = base == out.absolute().parent and kind not in ("slp", "labelstudio")
+    for image in images:
+        name = file_name(image, base) if relative else str(image)
+        if as_text(name) != name:
+            expected = "pictures whose names are UTF-8, as the output is"
+            raise InputError(must_be("IMAGES", expected, as_text(repr(name)), "rename them"))
 
 
 def _labels(args: argparse.Namespace) -> Labels:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kbc import files
-from kbc.errors import DataError, InputError, counted, must_be, requirement
+from kbc.errors import DataError, InputError, as_text, counted, must_be, requirement
 from kbc.files import file_digest
 from kbc.geometry import Box, Points, defined, looks_relative
 from kbc.images import Image, immutable, load_image, turned
@@ -68,6 +68,8 @@ class PairRecord:
                 raise DataError(must_be(name, f"of shape {self.keypoints.shape}", points.shape))
         for other in self.others:
             other.setflags(write=False)
+        for name in ("id", "category"):
+            object.__setattr__(self, name, as_text(getattr(self, name)))
         both = defined(self.keypoints) & defined(self.target_keypoints)
         for name in ("keypoints", "target_keypoints"):
             points = np.where(both[:, None], getattr(self, name), np.nan)
@@ -96,8 +98,9 @@ class Problem:
     pairs: int = 0
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.what}" + (f" ({counted(self.pairs, 'pair')} left out)" if self.pairs else "")
-        return text.encode("utf-8", "backslashreplace").decode()  # names on disk may be no text
+        return as_text(f"{self.where}: {self.what}") + (
+            f" ({counted(self.pairs, 'pair')} left out)" if self.pairs else ""
+        )
 
 
 class ImageCache:
@@ -152,7 +155,7 @@ class Dataset(Sequence[PairRecord]):
         cache_bytes: int = CACHE_BYTES,
         notes: Iterable[str] = (),
     ) -> None:
-        self.name = name
+        self.name = as_text(name)
         self.notes = tuple(notes)
         self.records = tuple(records)
         self.problems = tuple(problems)

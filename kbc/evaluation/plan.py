@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kbc import __version__
 from kbc.data import Dataset, open_dataset, shrink
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, InputError, as_text, must_be
 from kbc.evaluation.outcomes import Outcome
 from kbc.files import output_folder, read_json, write_json
 from kbc.matchers.protocol import Matcher
@@ -118,7 +118,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return json.loads(json.dumps(asdict(self), default=str))  # type: ignore[no-any-return]
+        sources = tuple(replace(source, root=as_text(source.root)) for source in self.sources)
+        return json.loads(json.dumps(asdict(replace(self, sources=sources)), default=str))  # type: ignore[no-any-return]
 
     def check(self) -> None:
         """Build every matcher and every configuration once, so that a wrong option ends the run before its first match.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kbc.data import Dataset, PairRecord
-from kbc.errors import InputError, KBCError, must_be, whole_number
+from kbc.errors import InputError, KBCError, as_text, must_be, whole_number
 from kbc.evaluation.outcomes import Outcome, OutcomeFile, read_outcomes, rows
 from kbc.evaluation.plan import GIVEN, OFF, AnyMatcher, Plan, Run, written
 from kbc.images import image_hw
@@ -75,7 +75,7 @@ def _loaded(
         try:
             pair = dataset.load(record, "both" if give_boxes else "none")
         except (KBCError, OSError) as error:
-            failed.append(replace(empty, failure="data", error=str(error)))
+            failed.append(replace(empty, failure="data", error=as_text(str(error))))
             continue
         loaded.append((replace(empty, size_hw=image_hw(pair.target), input_hw=seen_hw), pair))
     return failed, loaded
@@ -105,7 +105,7 @@ def _matched(matcher: AnyMatcher, loaded: Sequence[tuple[Outcome, Pair]]) -> lis
     except Exception as error:  # whatever a matcher does to one pair, the others are still to be measured
         if len(loaded) == 1:
             seconds = time.perf_counter() - start
-            message = f"{type(error).__name__}: {error}"
+            message = as_text(f"{type(error).__name__}: {error}")
             nothing = tuple(None for _ in loaded[0][0].truth)
             return [replace(loaded[0][0], predicted=nothing, failure="matcher", error=message, seconds=seconds)]
         return [outcome for single in loaded for outcome in _matched(matcher, [single])]

@@ -48,6 +48,13 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     return code, out, err
 
 
+def test_a_terminal_of_few_signs_is_written_to() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", "kbc", "--help"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "usage: kbc COMMAND" in done.stdout
+
+
 # Values ---------------------------------------------------------------------------------------------------------------
 
 

@@ -286,6 +286,18 @@ def test_the_command_opens_and_shrinks_each_data_set_once(
     assert opened == [1.0, 2.0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_data_set_may_lie_in_a_folder_whose_name_is_no_utf8(root: Path, tmp_path: Path, stub: Stub) -> None:
+    stub()
+    folder = root.rename(tmp_path / os.fsdecode(b"\xe9"))
+    made = Plan((Source("coco", str(folder)),), (Run("stub"),))
+    (dataset,) = made.open()
+    assert dataset.name == "\\udce9"
+    for _ in range(2):  # the second time every result is there already
+        execute(made, tmp_path / "out", [dataset])
+    assert len(read_outcomes(tmp_path / "out")) == len(dataset)
+
+
 def test_strict_stops_before_the_first_match(root: Path, tmp_path: Path, stub: Stub) -> None:
     path = root / "images" / "2.png"
     path.write_bytes(path.read_bytes()[:200])

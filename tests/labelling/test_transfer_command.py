@@ -36,6 +36,22 @@ def transferred(folder: Path, *options: str) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_the_output_cannot_hold_is_refused_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "1.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    for out in ("k.json", "k.csv", "k.slp"):
+        assert main(["transfer", str(folder / "labels.json"), str(folder), "--out", str(folder / out)]) == 2
+        assert "names are UTF-8" in capsys.readouterr().err
+    away = folder / os.fsdecode(b"\xe9")  # a folder of such a name is none of the output's business
+    (folder / os.fsdecode(b"caf\xe9.png")).rename(folder / "1.png")
+    away.mkdir()
+    for path in folder.glob("*.*"):
+        path.rename(away / path.name)
+    assert len(transferred(away)["annotations"]) == 6
+
+
 def test_coco_out_is_read_by_coco_tools(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = transferred(folder)
     assert [image["file_name"] for image in data["images"]] == [f"{i}.png" for i in range(6)]
