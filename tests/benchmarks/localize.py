@@ -61,6 +61,18 @@ VOTES: Configs = {
     "votes, true window": ("votes", {"localizer": "given", "passes": 1}),
     TRUE: ("256", {"localizer": "given", "joint": False, "mirror": False, "passes": 1}),
 }
+KBCNET: Configs = {
+    name: ROWS[name]
+    for name in (
+        "no KBC",
+        "`predicted`: the paper's rule",
+        "`best`, fast",
+        "`best`, balanced",
+        "`best`, balanced, joint off",
+        TRUE,
+        "true window, KBC's points",
+    )
+}
 GIVEN = {name for name in {**ROWS, **VOTES} if "true window" in name}
 
 
@@ -137,13 +149,15 @@ def worse_better(table: Table, name: str) -> str:
     return f"{100 * (gain < -10).mean():.0f} %{by} / {100 * (gain > 10).mean():.0f} %"
 
 
-def markdown(tables: dict[str, Table], rows: Configs, title: str, command: str) -> str:
+RESNET = "`resnet18` (ImageNet, layers 2+3) at 256 px, nearest neighbour."
+
+
+def markdown(tables: dict[str, Table], rows: Configs, title: str, command: str, matcher: str = RESNET) -> str:
     lines = [
         f"# {title}",
         "",
-        f"Made by `{command}` ({platform.machine()}, torch {torch.__version__}). `resnet18` (ImageNet, layers 2+3) at "
-        "256 px, nearest neighbour. PCK@0.1 on the box of the true keypoints, original pixels, `<=`, mean over pairs. "
-        "Cost in units of one plain match.",
+        f"Made by `{command}` ({platform.machine()}, torch {torch.__version__}). {matcher} PCK@0.1 on the box of "
+        "the true keypoints, original pixels, `<=`, mean over pairs. Cost in units of one plain match.",
         "",
         "*Gap closed*: how much of the way from no KBC to the true window (with the matcher's own points) is made; "
         "over 100 % where the layout corrects the matcher's answers. *Worse / better*: share of pairs more than "
@@ -211,6 +225,7 @@ def main() -> None:
     )
     parser.add_argument("--sets", help="only these, with commas")
     parser.add_argument("--votes", action="store_true", help="instead: the matcher without and with `with_votes`")
+    parser.add_argument("--kbcnet", type=Path, help="instead: around this checkpoint of KBCNet on frozen ResNet-18")
     parser.add_argument("--work", type=Path, default=Path("runs/localisation"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -228,19 +243,26 @@ def main() -> None:
     rows, title = ROWS, "Localisation: where is the object in the target?"
     if args.votes:
         rows, title = VOTES, "Votes of the surrounding matches, without and with KBC"
+    matcher = RESNET
+    if args.kbcnet:
+        rows, title = KBCNET, "Around KBCNet"
+        matcher = f"KBCNet, `{args.kbcnet.stem}`, at 256 px."
+        matchers["256"] = kbc.load_matcher("kbcnet", weights=args.kbcnet, backbone_weights=weights)
     args.work.mkdir(parents=True, exist_ok=True)
+    kind = "-votes" * args.votes + "-kbcnet" * bool(args.kbcnet)
     tables = {}
     for name, opened in open_sets(args.data / "data", args.limit):
         if args.sets and name not in args.sets.split(","):
             continue
-        kept = args.work / f"{name.replace(' ', '_')}-{args.limit}{'-votes' * args.votes}.json"
+        kept = args.work / f"{name.replace(' ', '_')}-{args.limit}{kind}.json"
         if not kept.is_file():
             start = time.time()
             kept.write_text(json.dumps(measure(opened(), matchers, rows)))
             print(f"{name}: {time.time() - start:.0f} s", flush=True)
         tables[name] = json.loads(kept.read_text())
-    command = f"python tests/benchmarks/localize.py --data $KBC_DATA --limit {args.limit}{' --votes' * args.votes}"
-    text = markdown(tables, rows, title, command)
+    options = " --votes" * args.votes + (f" --kbcnet {args.kbcnet.name}" if args.kbcnet else "")
+    command = f"python tests/benchmarks/localize.py --data $KBC_DATA --limit {args.limit}{options}"
+    text = markdown(tables, rows, title, command, matcher)
     if args.out:
         args.out.write_text(text)
     print(text)
