@@ -305,14 +305,11 @@ def fit(
 
 
 @torch.inference_mode()
-def place(fitted: Layout, answers: Tensor, share: Tensor, tuning: Tuning = TUNING) -> tuple[Tensor, Tensor]:
-    """Each point's place: the layout's, or the matcher's own where a part is likelier bent than mistaken.
+def place(fitted: Layout, answers: Tensor, share: Tensor, tuning: Tuning = TUNING) -> Tensor:
+    """Each point's place (B, S, 2), target pixels: the layout's, or the matcher's own where a part is likelier bent.
 
     An answer that lies where the other points do not expect it is wrong, or its part has moved by itself (a lowered
     head, a bent leg); how often each happens is known from the pair's other points.
-
-    Returns:
-        (B, S, 2) target pixels, and (B, S) the probability that some answer for the point is right.
     """
     squared = (answers - fitted.others[:, :, None, None]).square().sum(-1)
     tight = fitted.noise.square()[:, None, :, None] + fitted.others_variance[:, :, None, None]
@@ -326,7 +323,7 @@ def place(fitted: Layout, answers: Tensor, share: Tensor, tuning: Tuning = TUNIN
     best = (near + bent).flatten(2).argmax(2, keepdim=True)
     own = answers.flatten(2, 3).gather(2, best[..., None].expand(-1, -1, -1, 2))[:, :, 0]
     is_bent = (bent.flatten(2).gather(2, best) > near.flatten(2).gather(2, best))[..., 0]
-    return torch.where((is_bent & (right > 0.5))[..., None], own, fitted.points), right
+    return torch.where((is_bent & (right > 0.5))[..., None], own, fitted.points)
 
 
 def joined(transforms: Sequence[Similarity], dim: int = 0) -> Similarity:

@@ -125,7 +125,7 @@ def _fitted(states: Sequence[PairState], passes: Sequence[Sequence[FinePass]], t
 
 def _answer(state: PairState, passes: Sequence[FinePass], fitted: layout.Layout, tuning: Tuning) -> Answer:
     _, answers, share = stacked_answers([state], [[p.seen for p in passes]])
-    points = layout.place(fitted, answers, share, tuning)[0][0].numpy()
+    points = layout.place(fitted, answers, share, tuning)[0].numpy()
     return Answer(points, float(fitted.size), passes, np.full(len(points), np.nan))
 
 

@@ -34,7 +34,7 @@ def fitted(
     start = layout.propose(points, places[None, :, 0], shares[None, :, 0], area, most=1)[:, 0]
     cell = torch.zeros((1, places.shape[1]), dtype=torch.float64)
     found = layout.fit(points, places[None], shares[None], start, cell)
-    return found, layout.place(found, places[None], shares[None])[0][0].numpy()
+    return found, layout.place(found, places[None], shares[None])[0].numpy()
 
 
 @pytest.mark.parametrize("mirror", [False, True])
