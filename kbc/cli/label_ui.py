@@ -220,6 +220,8 @@ class _Handler(BaseHTTPRequestHandler):
             work()
         except KBCError as error:
             self._error(400, without_folders(str(error)))
+        except OSError as error:  # the disk is full, say
+            self._error(500, error.strerror or type(error).__name__)
 
     def _refused(self) -> bool:
         """Whether the request is none of this page's; then it is answered."""

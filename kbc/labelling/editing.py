@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -199,7 +200,7 @@ class LabelFile:
             InputError: unknown numbers, another number of points, a point that is not finite or lies outside the
                 picture, or a file that somebody else has changed.
         """
-        with self._lock:
+        with self._changing():
             one = self._found(correction)
             names = self._categories[one["category_id"]].keypoints
             points = correction.keypoints
@@ -217,7 +218,6 @@ class LabelFile:
             if one["id"] not in self._annotations:
                 self._annotations[one["id"]] = one
                 self.document["annotations"].append(one)
-            self._write()
             return self._shown(one)
 
     def _found(self, correction: Correction) -> dict[str, Any]:
@@ -246,13 +246,12 @@ class LabelFile:
         Raises:
             InputError: there is none with this number, it was added since, or somebody else has changed the file.
         """
-        with self._lock:
+        with self._changing():
             one = self._annotation(number)
             if number not in self._opened:
                 raise InputError(must_be("id", "of an object that was there before", number, "remove it instead"))
             one.clear()
             one.update(copy.deepcopy(self._opened[number]))
-            self._write()
             return self._shown(one)
 
     def remove(self, number: int) -> None:
@@ -261,11 +260,10 @@ class LabelFile:
         Raises:
             InputError: there is none with this number, or somebody else has changed the file.
         """
-        with self._lock:
+        with self._changing():
             gone = self._annotation(number)
             self.document["annotations"] = [one for one in self.document["annotations"] if one is not gone]
             del self._annotations[number]
-            self._write()
 
     def labels(self) -> Labels:
         """The objects that a person has labelled, as `kbc transfer` would read them.
@@ -301,11 +299,10 @@ class LabelFile:
                 ]
             if progress is not None:
                 progress(count, len(asked))
-        with self._lock:  # what was corrected meanwhile stays
+        with self._changing():  # what was corrected meanwhile stays
             done = self._done(set(kinds))
             self._replace({number: new for number, new in found.items() if number not in done})
             self._remember(labeller.exemplars)
-            self._write()
             self._keep()
 
     def _done(self, categories: set[str]) -> set[int]:
@@ -357,11 +354,16 @@ class LabelFile:
         made_by["exemplars"] = [{"image": Path(str(one.image)).name, "category": one.category} for one in exemplars]
         self.document["info"] = {**info, "kbc": made_by}
 
-    def _write(self) -> None:
-        if self._stamp() != self._written:
-            raise InputError(must_be(str(self.path), "changed by this page alone", "a newer file", "load it again"))
-        write_json(self.document, self.path)
-        self._written = self._stamp()
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Changes that are made in the block are written at its end; none is made to a file that has changed itself."""
+        with self._lock:
+            if self._stamp() != self._written:
+                hint = "start `kbc ui` again; this change is not in it"
+                raise InputError(must_be(str(self.path), "changed by this page alone", "a newer file", hint))
+            yield
+            write_json(self.document, self.path)
+            self._written = self._stamp()
 
     def _stamp(self) -> tuple[int, int]:
         try:

@@ -176,8 +176,17 @@ def test_wrong_corrections_are_refused_and_nothing_is_written(folder: Path, give
 def test_a_file_that_somebody_else_changed_is_not_written_over(folder: Path) -> None:
     file = LabelFile(folder / "keypoints.json")
     (folder / "keypoints.json").write_text(json.dumps(written(folder)) + "\n\n")
-    with pytest.raises(InputError, match="changed by this page alone"):
-        file.correct(Correction(id=2, keypoints=right(1)))
+    shown = file.objects()
+    for change in (
+        lambda: file.correct(Correction(id=2, keypoints=right(1))),
+        lambda: file.correct(Correction(image_id=2, category_id=1, keypoints=right(1))),
+        lambda: file.undo(2),
+        lambda: file.remove(2),
+        lambda: file.transfer_again(Labeller(file.labels().exemplars, find_red)),
+    ):
+        with pytest.raises(InputError, match="changed by this page alone"):
+            change()
+    assert file.objects() == shown  # nothing is shown that was not written
 
 
 @pytest.mark.parametrize(

@@ -358,6 +358,15 @@ def test_a_changed_file_is_said_and_not_written_over(page: Any, folder: Path) ->
     assert (folder / "keypoints.json").read_bytes() == before
 
 
+def test_what_cannot_be_written_is_said(server: LabelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/a/keypoints.json")
+
+    monkeypatch.setattr("kbc.labelling.editing.write_json", full)
+    status, body = ask(server, "/remove", b'{"id": 2}')
+    assert (status, json.loads(body)) == (500, {"error": "No space left on device"})
+
+
 def test_every_point_has_a_name(server: LabelServer) -> None:
     state = json.loads(ask(server, "/state")[1])
     assert {tuple(one["names"]) for one in state["objects"]} == {NAMES}
