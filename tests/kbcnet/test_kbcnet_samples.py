@@ -179,6 +179,15 @@ def test_validation_pairs_are_of_images_that_are_not_trained_on(tmp_path: Path) 
     assert seen == {"2.png", "3.png", "4.png"}
 
 
+def test_a_set_and_a_picture_may_be_links(tmp_path: Path) -> None:
+    values = photo_set(tmp_path)
+    for path in (tmp_path / "blobs", next((tmp_path / "blobs" / "images").iterdir())):
+        elsewhere = tmp_path / f"elsewhere-{path.name}"
+        path.rename(elsewhere)
+        path.symlink_to(elsewhere)
+        assert PhotoSource(PhotosData.model_validate(values), {})(0).source.shape == (128, 128, 3)
+
+
 def test_a_split_that_holds_no_pair_back(tmp_path: Path) -> None:
     source = PhotoSource(PhotosData.model_validate(photo_set(tmp_path)), {})
     source(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -138,9 +137,9 @@ class PhotoSource:
                 hint = "for pictures of your own write a split of yours and name it, data.0.split=folder/split.json"
                 raise InputError(must_be("sets", f"some of those in the split: {', '.join(split)}", repr(name), hint))
             dataset = open_coco(root / name)
-            base = root.resolve() / name
+            names = {path: path.relative_to(root / name).as_posix() for path in dataset.images()}
             records, held_out = (
-                [r for r in dataset.records if {_name(r.source_path, base), _name(r.target_path, base)} <= chosen]
+                [r for r in dataset.records if {names[r.source_path], names[r.target_path]} <= chosen]
                 for chosen in (set(split[name].get(part, ())) for part in ("train", "test"))
             )
             if not records:
@@ -208,8 +207,3 @@ def expanded(text: str, environment: dict[str, str]) -> str:
         hint = f"it is in {text!r} of the recipe: set the variable, or --set that field; kbcnet-tiny needs no data"
         raise InputError(must_be("KBC_DATA", "set to the folder that holds data/ and weights/", "nothing", hint))
     return text.replace("$KBC_DATA", environment.get("KBC_DATA", ""))
-
-
-@lru_cache(maxsize=4096)
-def _name(path: Path, base: Path) -> str:
-    return path.resolve().relative_to(base).as_posix()
