@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BaseModel, FiniteFloat, PositiveFloat, ValidationError
 from torch import Tensor
 
-from kbc.errors import InputError, MatcherError, MissingDependencyError, must_be
+from kbc.errors import DataError, InputError, MatcherError, MissingDependencyError, must_be, requirement
+from kbc.files import read_json
 from kbc.geometry import Points, cell_centres, resize_points
 from kbc.images import Image
 from kbc.matchers.features import FeatureMatcher, from_features
@@ -85,6 +86,13 @@ def load(
 
 
 _Statistics = tuple[Sequence[float], Sequence[float]]
+
+
+class _Preprocessing(BaseModel):
+    """What `preprocessor_config.json` says of a network's input."""
+
+    image_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = IMAGENET_MEAN
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
 
 
 def _opened(model: str | Path | torch.nn.Module, download: bool) -> tuple[torch.nn.Module, str, _Statistics]:
@@ -287,5 +295,10 @@ def _statistics(model: str | Path, download: bool) -> _Statistics:
         path = None
     if path is None:
         return IMAGENET_MEAN, IMAGENET_STD
-    told = json.loads(Path(path).read_text())
-    return told.get("image_mean", IMAGENET_MEAN), told.get("image_std", IMAGENET_STD)
+    try:
+        told = _Preprocessing.model_validate(read_json(Path(path)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(f"{path}: {where} {requirement(first['msg'])}") from error
+    return told.image_mean, told.image_std

@@ -289,6 +289,25 @@ def test_own_mean_and_deviation_are_used(folders: dict[str, Path], tmp_path: Pat
         torch.testing.assert_close(own.encode(image), other.encode(as_imagenet), rtol=1e-3, atol=1e-4)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"image_mean": 0.5}',
+        '{"image_mean": [1, 2]}',
+        '{"image_std": ["a", 1, 1]}',
+        '{"image_std": [0, 1, 1]}',
+    ],
+)
+def test_a_broken_mean_or_deviation_is_one_sentence(content: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    for file in folders["dinov2"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"preprocessor_config\.json"):
+        load(model=tmp_path, size=56)
+
+
 def test_nothing_is_downloaded_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def caught(*args: object) -> None:
         raise AssertionError(f"a connection: {args}")
