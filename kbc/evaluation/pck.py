@@ -62,15 +62,19 @@ class Protocol:
     instance: Instance = "own"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "alphas", tuple(float(alpha) for alpha in self.alphas))
-        if not self.alphas or not all(math.isfinite(alpha) and alpha > 0 for alpha in self.alphas):
-            raise InputError(must_be("alphas", "positive numbers", self.alphas))
+        try:
+            alphas = tuple(float(alpha) for alpha in self.alphas)
+        except (TypeError, ValueError):
+            alphas = ()
+        if not alphas or not all(math.isfinite(alpha) and alpha > 0 for alpha in alphas):
+            raise InputError(must_be("alphas", "positive numbers", repr(self.alphas)))
+        object.__setattr__(self, "alphas", alphas)
         if self.threshold not in get_args(Threshold):
             raise InputError(must_be("threshold", f"one of {', '.join(get_args(Threshold))}", repr(self.threshold)))
         if self.instance not in get_args(Instance):
             raise InputError(must_be("instance", f"one of {', '.join(get_args(Instance))}", repr(self.instance)))
         if self.frame != "original":
-            frame = tuple(self.frame)
+            frame = tuple(self.frame) if isinstance(self.frame, Sequence) else ()
             if len(frame) != 2 or not all(isinstance(side, int) and side > 0 for side in frame):
                 raise InputError(must_be("frame", '"original" or (height, width)', repr(self.frame)))
             object.__setattr__(self, "frame", frame)
