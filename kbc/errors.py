@@ -60,6 +60,17 @@ def must_be(argument: str, expected: str, received: object, hint: str = "") -> s
     return f"{text}; {hint}" if hint else text
 
 
+def refuse_others(argument: str, value: object, known: Iterable[str]) -> None:
+    """Refuse a value that is none of the known ones.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    names = tuple(known)
+    if value not in names:
+        raise InputError(must_be(argument, f"one of {', '.join(names)}", repr(value)))
+
+
 def whole_number(name: str, text: str) -> int:
     """A whole number as an environment variable has it.
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from kbc.errors import InputError, must_be
+from kbc.errors import InputError, must_be, refuse_others
 from kbc.geometry import Box, Points, Window, as_points, defined
 
 Threshold: TypeAlias = Literal["bbox", "bbox-kp", "img", "bbox-kp-padded"]
@@ -69,10 +69,8 @@ class Protocol:
         if not alphas or not all(math.isfinite(alpha) and alpha > 0 for alpha in alphas):
             raise InputError(must_be("alphas", "positive numbers", repr(self.alphas)))
         object.__setattr__(self, "alphas", alphas)
-        if self.threshold not in get_args(Threshold):
-            raise InputError(must_be("threshold", f"one of {', '.join(get_args(Threshold))}", repr(self.threshold)))
-        if self.instance not in get_args(Instance):
-            raise InputError(must_be("instance", f"one of {', '.join(get_args(Instance))}", repr(self.instance)))
+        refuse_others("threshold", self.threshold, get_args(Threshold))
+        refuse_others("instance", self.instance, get_args(Instance))
         if self.frame != "original":
             frame = tuple(self.frame) if isinstance(self.frame, Sequence) else ()
             if len(frame) != 2 or not all(isinstance(side, int) and side > 0 for side in frame):
@@ -233,9 +231,10 @@ class PCK:
         size_hw: tuple[int, int],
         box: Box | None = None,
         category: str = "",
+        others: Sequence[Points] = (),
     ) -> None:
         """Count one pair; arguments as for `correct`."""
-        right = correct(predicted, truth, size_hw, box, self.protocol)
+        right = correct(predicted, truth, size_hw, box, self.protocol, others)
         self._rows.append((category, len(right), tuple(int(count) for count in right.sum(axis=0))))
 
     def compute(self) -> PCKResult:

@@ -6,14 +6,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
 from kbc.data import Dataset
-from kbc.evaluation.outcomes import Outcome
+from kbc.evaluation.outcomes import Outcome, points
 from kbc.evaluation.pck import PCK, PCKResult, Protocol
 from kbc.evaluation.plan import Plan, Run, complete
 from kbc.evaluation.stats import bootstrap, sign_flip_test
@@ -257,7 +256,9 @@ def run_report(outcomes: Sequence[Outcome], protocol: Protocol) -> RunReport:
 def _measured(counted: Sequence[Outcome], protocol: Protocol) -> PCKResult:
     """All averages of outcomes that count."""
     metric = PCK(protocol)
-    metric.merge({"protocol": protocol.to_dict(), "rows": [_row(outcome, protocol) for outcome in counted]})
+    for o in counted:
+        others = [points(other) for other in o.others]
+        metric.update(points(o.predicted), points(o.truth), o.size_hw, o.target_box, o.category, others)
     return metric.compute()
 
 
@@ -370,18 +371,15 @@ def _compared(outcomes: Sequence[Outcome], base: Sequence[Outcome], against: str
     """A run's figures with those by size, and beside its baseline's when that is another run that has any."""
     found = replace(run_report(outcomes, protocol), by_size=by_size(outcomes, protocol, lambda o: o.size, SIZE_EDGES))
     if Run.is_bare(against):
-        found = replace(found, time=_ratio(found.seconds, _mean(o.seconds for o in base if o.counts)))
+        plain = _mean(o.seconds for o in base if o.counts)
+        found = replace(found, time=found.seconds / plain if found.seconds is not None and plain else None)
     if base and against != outcomes[0].run:
         found = replace(found, against=against, comparison=comparison(base, outcomes, protocol))
     input_hw = next((o.input_hw for o in base if o.input_hw is not None), None)
     if input_hw is None:
         return found
-    cells = by_size(outcomes, protocol, partial(_cells, input_hw), CELL_EDGES)
+    cells = by_size(outcomes, protocol, lambda o: o.cells(input_hw, CELL_PX), CELL_EDGES)
     return replace(found, input_hw=input_hw, by_cells=cells)
-
-
-def _cells(input_hw: tuple[int, int], outcome: Outcome) -> float:
-    return outcome.cells(input_hw, CELL_PX)
 
 
 def _pooled(
@@ -395,11 +393,6 @@ def _pooled(
     return _binned(scored, SIZE_EDGES)
 
 
-def _row(outcome: Outcome, protocol: Protocol) -> list[Any]:
-    right = outcome.correct(protocol)
-    return [outcome.category, len(right), [int(hits) for hits in right.sum(axis=0)]]
-
-
 def _keyed(shares: dict[float, float]) -> Shares:
     return {f"{alpha:g}": _number(share) for alpha, share in shares.items()}
 
@@ -411,10 +404,6 @@ def _number(value: float) -> float | None:
 def _mean(values: Iterable[float]) -> float | None:
     held = list(values)
     return math.fsum(held) / len(held) if held else None
-
-
-def _ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
 
 
 def _interval(values: Sequence[float]) -> Interval:

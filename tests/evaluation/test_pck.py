@@ -222,6 +222,9 @@ def test_on_any_instance_each_point_may_lie_on_any_object() -> None:
     assert correct(found, own, (100, 100), protocol=strict, others=[other])[:, 0].tolist() == [False, True, False]
     free = Protocol((0.1,), "bbox-kp", instance="any")
     assert correct(found, own, (100, 100), protocol=free, others=[other])[:, 0].tolist() == [True, True, False]
+    metric = PCK(free)
+    metric.update(found, own, (100, 100), others=[other])
+    assert metric.compute().per_point == {0.1: pytest.approx(2 / 3)}
     nothing = np.full((3, 2), np.nan)
     assert not correct(nothing, own, (100, 100), protocol=free, others=[other]).any()
     assert str(free) == f"{strict}; on any instance"
