@@ -12,7 +12,7 @@ import numpy as np
 
 from kbc.cli import turned_note
 from kbc.cli.options import key_values
-from kbc.data import KINDS, Dataset, Problem, open_dataset
+from kbc.data import KINDS, Dataset, Problem, ap10k, open_dataset, pfwillow
 from kbc.data.coco import layouts
 from kbc.data.decoding import decoder_warnings
 from kbc.errors import DataError, InputError, counted, must_be
@@ -134,8 +134,7 @@ def detect(folder: Path) -> str:
         return "spair" if has[1] else "ap10k"
     if (folder / "JPEGImages").is_dir() or (folder / "PF-dataset-PASCAL").is_dir():
         return "pfpascal"
-    names = ("PF-dataset-WILLOW", "PF-dataset", "PF-WILLOW")
-    if any((folder / name).is_dir() for name in names) or any(folder.glob("*/*.mat")):
+    if any((folder / name).is_dir() for name in pfwillow.FOLDERS) or any(folder.glob("*/*.mat")):
         return "pfwillow"
     if layouts(folder):
         return "coco"
@@ -148,7 +147,7 @@ def _parts(kind: str, folder: Path, given: dict[str, Any]) -> Iterator[Dataset]:
     """Every split there is; at least one."""
     options: list[dict[str, Any]] = [{}]
     if kind == "spair":
-        options = [{"split": split} for split in _splits(folder / "PairAnnotation", "{}")]
+        options = [{"split": split} for split in _splits(folder)]
     elif kind == "pfpascal":
         places = (folder, folder / "PF-dataset-PASCAL")
         options = [
@@ -159,12 +158,8 @@ def _parts(kind: str, folder: Path, given: dict[str, Any]) -> Iterator[Dataset]:
     elif kind == "ap10k":
         options = [
             {"split": split, "benchmark": benchmark}
-            for benchmark, tail in (
-                ("intra-species", ""),
-                ("cross-species", "_cross_species"),
-                ("cross-family", "_cross_family"),
-            )
-            for split in _splits(folder / "PairAnnotation", "{}" + tail)
+            for benchmark, tail in ap10k.FOLDERS.items()
+            for split in _splits(folder, tail)
         ]
     elif kind == "coco" and "annotations" not in given:
         options = [{"annotations": part} for part in layouts(folder)]
@@ -172,5 +167,5 @@ def _parts(kind: str, folder: Path, given: dict[str, Any]) -> Iterator[Dataset]:
         yield open_dataset(kind, folder, **{**chosen, **given})
 
 
-def _splits(folder: Path, name: str) -> list[str]:
-    return [split for split in ("trn", "val", "test") if (folder / name.format(split)).is_dir()]
+def _splits(folder: Path, tail: str = "") -> list[str]:
+    return [split for split in ("trn", "val", "test") if (folder / "PairAnnotation" / (split + tail)).is_dir()]

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from kbc.data.records import (
     CACHE_BYTES,
+    FAR,
     Dataset,
     PairRecord,
     Problems,
@@ -21,11 +22,12 @@ from kbc.data.records import (
     inside,
     read_json,
 )
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, must_be, refuse_others
 from kbc.files import is_file
 from kbc.geometry import Points
 
-_FOLDERS = {"intra-species": "", "cross-species": "_cross_species", "cross-family": "_cross_family"}
+FOLDERS = {"intra-species": "", "cross-species": "_cross_species", "cross-family": "_cross_family"}
+"""Benchmark → how its folders' names end."""
 _Four = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
@@ -68,11 +70,9 @@ def open_ap10k(
         DataError: the folder lacks the split. Single broken pairs become `problems`.
     """
     base = Path(root)
-    if benchmark not in _FOLDERS:
-        raise InputError(must_be("benchmark", f"one of {', '.join(_FOLDERS)}", repr(benchmark)))
-    if split not in ("trn", "val", "test"):
-        raise InputError(must_be("split", "one of trn, val, test", repr(split)))
-    folder = base / "PairAnnotation" / (split + _FOLDERS[benchmark])
+    refuse_others("benchmark", benchmark, FOLDERS)
+    refuse_others("split", split, ("trn", "val", "test"))
+    folder = base / "PairAnnotation" / (split + FOLDERS[benchmark])
     if not folder.is_dir():
         raise DataError(must_be("root", f"the folder ap-10k, with PairAnnotation/{folder.name}", repr(str(root))))
     problems = Problems()
@@ -132,6 +132,6 @@ def _points(below: str, annotation: _Image, visible: int) -> Points:
     if len(annotation.keypoints) % 3:
         raise DataError(f"{below}: field 'keypoints' must hold triples x, y, v, received {len(annotation.keypoints)}")
     rows = np.array(annotation.keypoints, dtype=np.float64).reshape(-1, 3)
-    if (np.abs(rows[:, :2]) > 1e9).any():
+    if (np.abs(rows[:, :2]) > FAR).any():
         raise DataError(f"{below}: field 'keypoints' must be in the pixels of an image")
     return np.where(rows[:, 2:] >= visible, rows[:, :2], np.nan)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from kbc import files
 from kbc.data.records import (
     CACHE_BYTES,
+    FAR,
     BoxKind,
     Dataset,
     PairRecord,
@@ -52,7 +54,7 @@ class CocoImage(Record):
         """(height, width) where the file tells what a picture can have: VIA writes −1, others 0."""
         if self.height is None or self.width is None:
             return None
-        return (self.height, self.width) if 0 < self.height < _FAR and 0 < self.width < _FAR else None
+        return (self.height, self.width) if 0 < self.height < FAR and 0 < self.width < FAR else None
 
 
 class CocoCategory(Record):
@@ -88,8 +90,6 @@ class CocoFile:
 class _Pairs(Record):
     pairs: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
 
-
-_FAR = 10**9  # pixels: no picture has such a side
 
 _E = TypeVar("_E", CocoImage, CocoAnnotation, CocoCategory)
 _M = TypeVar("_M", bound=Record)
@@ -255,7 +255,7 @@ def _one_layout(base: Path) -> str:
 
 
 class CocoReader:
-    """The instances of a COCO file, each checked when it is asked for.
+    """The instances of a COCO file, each checked when `side(annotation id)` asks for it.
 
     Args:
         images: the folder that file names start from.
@@ -274,7 +274,7 @@ class CocoReader:
         self.by_kind: dict[tuple[int, int], list[int]] = {}  # image and category → annotation ids
         for annotation in self.annotations.values():
             self.by_kind.setdefault((annotation.image_id, annotation.category_id), []).append(annotation.id)
-        self._sides: dict[int, tuple[Path, Points, Box | None, BoxKind] | DataError] = {}
+        self.side = cache(self._side)
         self._zeros = Zeros("annotation")
 
     def all_pairs(self, min_points: int, most: int) -> tuple[list[tuple[int, int]], int]:
@@ -350,23 +350,12 @@ class CocoReader:
         """Make the visible points at (0, 0) that were read as absent a problem."""
         self._zeros.report(where, self.problems)
 
-    def side(self, number: int) -> tuple[Path, Points, Box | None, BoxKind]:
+    def _side(self, number: int) -> tuple[Path, Points, Box | None, BoxKind]:
         """Picture, points (N, 2) with NaN where not labelled, box and its kind, of an annotation id.
 
         Raises:
             DataError: the annotation, its picture or its category is absent, not unique or broken.
         """
-        if number not in self._sides:
-            try:
-                self._sides[number] = self._side(number)
-            except DataError as error:
-                self._sides[number] = error
-        found = self._sides[number]
-        if isinstance(found, DataError):
-            raise found
-        return found
-
-    def _side(self, number: int) -> tuple[Path, Points, Box | None, BoxKind]:
         if number not in self.annotations:
             raise DataError(f"a pair names annotation {number}, which is absent or not unique")
         annotation = self.annotations[number]
@@ -399,7 +388,7 @@ class CocoReader:
         if not np.isfinite(rows[:, 2]).all():
             raise DataError(f"annotation {annotation.id}: field 'keypoints' has a v that is not finite")
         seen = rows[:, 2] >= self.visible
-        if not np.isfinite(rows[seen]).all() or (np.abs(rows[seen]) > 1e9).any():
+        if not np.isfinite(rows[seen]).all() or (np.abs(rows[seen]) > FAR).any():
             raise DataError(f"annotation {annotation.id}: field 'keypoints' has NaN or infinity in a visible point")
         points = self._zeros.absent(np.where(seen[:, None], rows[:, :2], np.nan), f"id {annotation.id}")
         refuse_relative(points, f"keypoints of annotation {annotation.id}")

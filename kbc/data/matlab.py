@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kbc.data.records import FAR
 from kbc.errors import DataError
 from kbc.files import read_bytes
 from kbc.geometry import Points
@@ -59,7 +60,7 @@ def read_mat(path: Path, *names: str) -> dict[str, Array]:
                 expected = "an array of real numbers with two axes"
                 raise DataError(f"{path}: field {name!r} must be {expected}, received {received}")
             found[name] = _numbers(kind, element, order, shape)
-            if (np.abs(found[name]) > 1e9).any():
+            if (np.abs(found[name]) > FAR).any():
                 raise DataError(f"{path}: field {name!r} has values that are infinite or beyond any image")
     except (_BrokenError, struct.error, zlib.error) as error:
         hint = "save it with -v7" if content[:6] == b"\x89HDF\r\n" or b"7.3 MAT" in content[:128] else "copy it again"

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from kbc.data.matlab import from_matlab, read_mat
-from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems, Zeros, existing, inside
-from kbc.errors import DataError, InputError, must_be
+from kbc.data.records import CACHE_BYTES, FAR, BoxKind, Dataset, PairRecord, Problems, Zeros, existing, inside
+from kbc.errors import DataError, InputError, must_be, refuse_others
 from kbc.files import is_file, read_table
 from kbc.geometry import Box, Points
 from kbc.images import Image, load_image
@@ -52,12 +52,8 @@ def open_pfpascal(
         DataError: the folder or list as a whole cannot be used. Single broken rows become `problems`.
     """
     base = Path(root)
-    for argument, value, allowed in (
-        ("split", split, ("trn", "val", "test")),
-        ("points", points, ("auto", "mat", "csv")),
-    ):
-        if value not in allowed:
-            raise InputError(must_be(argument, f"one of {', '.join(allowed)}", repr(value)))
+    refuse_others("split", split, ("trn", "val", "test"))
+    refuse_others("points", points, ("auto", "mat", "csv"))
     folder = next((d for d in (base, base / "PF-dataset-PASCAL") if (d / "JPEGImages").is_dir()), None)
     if folder is None:
         raise DataError(must_be("root", "a folder with JPEGImages or PF-dataset-PASCAL/JPEGImages", repr(str(root))))
@@ -173,7 +169,7 @@ class _Reader:
                 columns.append([float(cell) for cell in text.split(";") if cell.strip()])
             except ValueError as error:
                 raise DataError(f"column {name!r} holds something that is not a number ({error})") from error
-        if len(columns[0]) != len(columns[1]) or not (np.abs(columns) < 1e9).all():
+        if len(columns[0]) != len(columns[1]) or not (np.abs(columns) < FAR).all():
             raise DataError(f"columns X{side} and Y{side} must hold as many finite numbers, in the pixels of an image")
         return from_matlab(self.zeros.absent(np.array(columns).T, f"X{side} of pair {number}"))
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from kbc.data.matlab import from_matlab, read_mat
-from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems, Zeros, existing, inside
+from kbc.data.records import CACHE_BYTES, FAR, Dataset, PairRecord, Problems, Zeros, existing, inside
 from kbc.errors import DataError, must_be
 from kbc.files import read_table
 from kbc.geometry import Box, Points, defined
 
 _POINTS = 10
-_FOLDERS = ("PF-dataset-WILLOW", "PF-dataset", "PF-WILLOW")
+FOLDERS = ("PF-dataset-WILLOW", "PF-dataset", "PF-WILLOW")
 _PAIR_FILES = ("test_pairs.csv", "test_pairs_pf.csv")
 
 
@@ -39,7 +39,7 @@ def open_pfwillow(root: str | Path, *, pairs: str | None = None, cache_bytes: in
     base = Path(root)
     if not base.is_dir():
         raise DataError(must_be("root", "an existing folder", repr(str(root))))
-    folder = next((base / name for name in _FOLDERS if (base / name).is_dir()), base)
+    folder = next((base / name for name in FOLDERS if (base / name).is_dir()), base)
     problems = Problems()
     if pairs is not None:
         listed: Path | None = existing(inside(base, pairs, "pairs"))
@@ -94,7 +94,7 @@ def _numbers(cells: list[str]) -> Points:
         values = np.array([float(cell) for cell in cells], dtype=np.float64)
     except ValueError as error:
         raise DataError(f"a coordinate is not a number ({error})") from error
-    if len(values) != 2 * _POINTS or not (np.abs(values) < 1e9).all():
+    if len(values) != 2 * _POINTS or not (np.abs(values) < FAR).all():
         raise DataError(f"must have {2 * _POINTS} finite coordinates a side, received {cells}")
     return values
 

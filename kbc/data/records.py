@@ -30,7 +30,8 @@ Boxes: TypeAlias = Literal["none", "source", "target", "both"]
 
 CACHE_BYTES = 512 * 2**20
 
-_FAR = 1e9  # px: an edge beyond is no picture's, and differences of such edges overflow
+FAR = 1e9
+"""Pixels: no picture has such a side, and differences of such coordinates overflow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -411,7 +412,7 @@ def box_xyxy(values: Sequence[float], field: str) -> Box:
         DataError: not x0 < x1 and y0 < y1; the field is named.
     """
     x0, y0, x1, y1 = (float(value) for value in values)
-    if not (x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < _FAR):
+    if not (x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < FAR):
         raise DataError(f"field {field!r} must be a box with x0 < x1 and y0 < y1, received {[x0, y0, x1, y1]}")
     if min(x0, y0) >= 0 and max(x1, y1) <= 1:
         hint = "multiply a relative box by the picture's width and height"

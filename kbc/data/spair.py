@@ -11,6 +11,7 @@ from pydantic import Field
 
 from kbc.data.records import (
     CACHE_BYTES,
+    FAR,
     Dataset,
     PairRecord,
     Problems,
@@ -21,7 +22,7 @@ from kbc.data.records import (
     inside,
     read_json,
 )
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, must_be, refuse_others
 from kbc.files import is_file, read_text
 from kbc.geometry import Points
 
@@ -83,12 +84,8 @@ def open_spair(
         DataError: the folder is not SPair-71k or lacks the split. Single broken pairs become `problems`.
     """
     base = Path(root)
-    for argument, value, allowed in (
-        ("split", split, ("trn", "val", "test")),
-        ("layout", layout, ("large", "small")),
-    ):
-        if value not in allowed:
-            raise InputError(must_be(argument, f"one of {', '.join(allowed)}", repr(value)))
+    refuse_others("split", split, ("trn", "val", "test"))
+    refuse_others("layout", layout, ("large", "small"))
     if not (base / "PairAnnotation" / split).is_dir():
         raise DataError(must_be("root", "the folder SPair-71k, with PairAnnotation/" + split, repr(str(root))))
     problems = Problems()
@@ -156,7 +153,7 @@ def _record(
 
 def _points(rows: list[list[float]]) -> Points:
     points = np.array(rows, dtype=np.float64).reshape(-1, 2)
-    if (np.abs(points) > 1e9).any():
+    if (np.abs(points) > FAR).any():
         raise DataError("fields 'src_kps' and 'trg_kps' must be in the pixels of an image")
     return points
 
