@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, FiniteFloat, PositiveFloat, ValidationError
 from torch import Tensor
 
-from kbc.errors import DataError, InputError, MatcherError, MissingDependencyError, must_be, requirement
+from kbc.errors import DataError, InputError, MatcherError, must_be, require, requirement
 from kbc.files import read_json
 from kbc.geometry import Points, cell_centres, resize_points
 from kbc.images import Image
@@ -241,14 +241,11 @@ def _without_padding(maps: npt.NDArray[np.float32], image: Image) -> npt.NDArray
 
 def _pretrained(model: str | Path, download: bool) -> Any:
     """The network, from safetensors only: nothing is unpickled and no code of the model's repository runs."""
-    try:
-        from transformers import AutoModel
-    except ImportError as error:
-        raise MissingDependencyError('dino needs transformers; run: pip install "kbc[dino]"') from error
+    models = require("transformers", "dino needs transformers", "dino")
     options = {"local_files_only": not download, "use_safetensors": True, "trust_remote_code": False}
     try:
         with BUILDING, torch.random.fork_rng(devices=[]), _bars(shown=download):
-            network, report = AutoModel.from_pretrained(
+            network, report = models.AutoModel.from_pretrained(
                 str(model), **options, ignore_mismatched_sizes=True, output_loading_info=True
             )
     except Exception as error:  # OSError, ValueError and safetensors' own, by what is wrong

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 
 class KBCError(Exception):
@@ -52,6 +54,24 @@ class MissingDependencyError(KBCError, ImportError):
     >>> issubclass(MissingDependencyError, ImportError)
     True
     """
+
+
+def require(module: str, need: str, extra: str) -> Any:
+    """The module of an optional package.
+
+    Args:
+        module: its name.
+        need: who needs which package, for the message: "kbc ui needs Gradio".
+        extra: of kbc, which brings it.
+
+    Raises:
+        MissingDependencyError: it cannot be imported; with the line to run.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        why = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"  # it is there, and broken
+        raise MissingDependencyError(f'{need}{why}; run: pip install "kbc[{extra}]"') from error
 
 
 def must_be(argument: str, expected: str, received: object, hint: str = "") -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kbc.errors import InputError, MissingDependencyError, must_be
+from kbc.errors import InputError, must_be, require
 from kbc.files import output_file, written_whole
 from kbc.geometry import Box, Points, Window, as_points, defined
 from kbc.images import Image, ImageLike, load_image, require_cv2
@@ -471,9 +471,7 @@ def _label(ax: Axes, text: str, at: npt.NDArray[np.float64], *, offset: tuple[fl
 
 
 def _require_matplotlib() -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError('kbc.viz needs matplotlib; run: pip install "kbc[viz]"') from error
-    return Figure, FigureCanvasAgg
+    figure, canvas = (
+        require(f"matplotlib.{name}", "kbc.viz needs matplotlib", "viz") for name in ("figure", "backends.backend_agg")
+    )
+    return figure.Figure, canvas.FigureCanvasAgg

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kbc.errors import MissingDependencyError
+from kbc.errors import require
 
 HELP = "Print a completion script for your shell; it completes commands, options, choices, matchers and files."
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
@@ -21,10 +21,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MissingDependencyError: without shtab.
     """
-    try:
-        import shtab
-    except ImportError as error:
-        raise MissingDependencyError('kbc completion needs shtab: pip install "kbc[completion]"') from error
+    shtab = require("shtab", "kbc completion needs shtab", "completion")
     print(shtab.complete(whole_parser(), args.shell))
     return 0
 

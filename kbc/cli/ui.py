@@ -23,7 +23,7 @@ from kbc.cli.points import typed_points
 from kbc.cli.text import markdown_table
 from kbc.cli.ui_guard import MAX_UPLOAD, guarded, without_folders
 from kbc.data.scenes.render import scene_pair
-from kbc.errors import InputError, KBCError, MissingDependencyError, must_be
+from kbc.errors import InputError, KBCError, must_be, require
 from kbc.evaluation.outcomes import rows
 from kbc.files import read_bytes, write_json
 from kbc.headers import stated_size
@@ -303,8 +303,4 @@ def _theme() -> Any:
 
 
 def _require_gradio() -> Any:
-    try:
-        import gradio
-    except ImportError as error:
-        raise MissingDependencyError('kbc ui needs Gradio; run: pip install "kbc[ui]"') from error
-    return gradio
+    return require("gradio", "kbc ui needs Gradio", "ui")

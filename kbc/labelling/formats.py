@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kbc.errors import InputError, MissingDependencyError, must_be
+from kbc.errors import InputError, must_be, require
 from kbc.labelling.labels import Labels
 from kbc.labelling.output import triples
 
@@ -25,12 +25,7 @@ SCORER = "kbc"
 
 def require_sleap_io() -> Any:
     """The `sleap_io` module, or an error that says which line to run."""
-    try:
-        import sleap_io
-    except ImportError as error:
-        message = f'SLEAP and Label Studio files need sleap-io ({error}); run: pip install "kbc[formats]"'
-        raise MissingDependencyError(message) from error
-    return sleap_io
+    return require("sleap_io", "SLEAP and Label Studio files need sleap-io", "formats")
 
 
 def refuse_what_cannot_be_held(kind: str, labels: Labels, images: Sequence[Path], several: bool) -> None:

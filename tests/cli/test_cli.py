@@ -602,7 +602,7 @@ def test_completion_without_shtab_says_what_to_install(
     assert run(capsys, "completion", "bash") == (
         3,
         "",
-        'kbc: kbc completion needs shtab: pip install "kbc[completion]"\n',
+        'kbc: kbc completion needs shtab; run: pip install "kbc[completion]"\n',
     )
 
 

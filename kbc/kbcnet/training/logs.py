@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from kbc.errors import DataError, MissingDependencyError, must_be
+from kbc.errors import DataError, must_be, require
 from kbc.files import read_table
 
 
@@ -23,11 +23,8 @@ class Log:
             self._write(row)
         self.board: Any = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise MissingDependencyError('--tensorboard needs tensorboard: pip install "kbc[train]"') from error
-            self.board = SummaryWriter(str(folder), purge_step=step)
+            writers = require("torch.utils.tensorboard", "--tensorboard needs tensorboard", "train")
+            self.board = writers.SummaryWriter(str(folder), purge_step=step)
 
     def row(self, step: int, values: dict[str, float]) -> None:
         """Note a step's figures; NaN is left blank."""
