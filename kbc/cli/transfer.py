@@ -28,7 +28,7 @@ from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detec
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
 from kbc.labelling.job import WHOLE, Job, Workers
 from kbc.labelling.labels import Exemplar, label_picture
-from kbc.labelling.output import coco, file_name, image_base, table
+from kbc.labelling.output import coco, file_name, image_base, named, table
 from kbc.labelling.pipeline import ASK
 from kbc.labelling.review import review_page
 from kbc.matchers.registry import content_digests
@@ -216,7 +216,7 @@ def _provenance(args: argparse.Namespace, made_by: dict[str, Any], labels: Label
         "instances": args.instances,
         "asked": args.exemplars,
         "min_confidence": args.min_confidence,
-        "exemplars": [{"image": Path(str(one.image)).name, "category": one.category} for one in labels.exemplars],
+        "exemplars": named(labels.exemplars),
     }
 
 

@@ -79,20 +79,17 @@ def objects(answers: Answers) -> list[npt.NDArray[np.intp]]:
 
     Exemplars that give no point are in no group. Every group's members overlap with one of them, the best supported.
     """
-    boxes = [object_box(points, size) for points, size in zip(answers.points, answers.size, strict=True)]
-    left = [index for index, box in enumerate(boxes) if box is not None]
+    drawn = (object_box(points, size) for points, size in zip(answers.points, answers.size, strict=True))
+    boxes = {index: box for index, box in enumerate(drawn) if box is not None}
+    left = list(boxes)
     weight = answers.sure.mean(axis=1)
     found = []
     while left:
-        overlaps = {i: [j for j in left if j == i or _iou(boxes[i], boxes[j]) > SAME_OBJECT_IOU] for i in left}
+        overlaps = {i: [j for j in left if j == i or boxes[i].iou(boxes[j]) > SAME_OBJECT_IOU] for i in left}
         best = max(left, key=lambda i: (weight[overlaps[i]].sum(), -i))
         found.append(np.array(overlaps[best]))
         left = [index for index in left if index not in overlaps[best]]
     return sorted(found, key=lambda group: -weight[group].sum())
-
-
-def _iou(one: Box | None, other: Box | None) -> float:
-    return 0.0 if one is None or other is None else one.iou(other)
 
 
 def combined(answers: Answers, group: npt.NDArray[np.intp]) -> tuple[Points, Scores, float]:

@@ -19,8 +19,8 @@ from kbc.errors import DataError, InputError, must_be
 from kbc.files import read_json, write_json
 from kbc.geometry import Box
 from kbc.labelling.detections import Detection
-from kbc.labelling.labels import Exemplar, Labels, read_labels
-from kbc.labelling.output import DIGITS, annotation_of, boxed, triples, vouched
+from kbc.labelling.labels import Labels, read_labels
+from kbc.labelling.output import DIGITS, annotation_of, boxed, named, triples, vouched
 from kbc.labelling.pipeline import ASK, Labeller
 
 Progress = Callable[[int, int], None]
@@ -85,8 +85,7 @@ class LabelFile:
         read = read_coco(self.path, problems)
         self.document: dict[str, Any] = _finite(read_json(self.path))
         self._written = self._stamp()
-        info = self.document.get("info")
-        said = checked(info, _Info, self.path).images if isinstance(info, dict) else "."
+        said = checked(self._info, _Info, self.path).images
         self.root = self.path.parent / said if root is None else Path(os.path.abspath(root))
         self._images = {one.id: one for one in read.images}
         self._categories = {one.id: one for one in read.categories if one.keypoints}
@@ -286,6 +285,7 @@ class LabelFile:
         """
         with self._lock:
             kinds = {one.name: one for one in labeller.categories}
+            numbers = {one.name: one.id for one in reversed(self._categories.values())}
             done = self._done(set(kinds))
             asked = [number for number in self._images if number not in done]
             boxes = self._boxes()
@@ -294,7 +294,7 @@ class LabelFile:
             result = labeller(self.picture(number), None if boxes is None else boxes.get(number, ()))
             if not result.error and not result.problems:
                 found[number] = [
-                    {"category_id": self._number_of(one.category), **annotation_of(one, kinds[one.category])}
+                    {"category_id": numbers[one.category], **annotation_of(one, kinds[one.category])}
                     for one in result.objects
                 ]
             if progress is not None:
@@ -302,7 +302,9 @@ class LabelFile:
         with self._changing():  # what was corrected meanwhile stays
             done = self._done(set(kinds))
             self._replace({number: new for number, new in found.items() if number not in done})
-            self._remember(labeller.exemplars)
+            said = self._info.get("kbc")
+            made_by = {**(said if isinstance(said, dict) else {}), "labels": self.path.name}
+            self.document["info"] = {**self._info, "kbc": {**made_by, "exemplars": named(labeller.exemplars)}}
             self._keep()
 
     def _done(self, categories: set[str]) -> set[int]:
@@ -319,9 +321,6 @@ class LabelFile:
                 kind = self._categories[one["category_id"]].name
                 found.setdefault(one["image_id"], []).append(Detection(box, kind))
         return found or None
-
-    def _number_of(self, category: str) -> int:
-        return next(number for number, one in self._categories.items() if one.name == category)
 
     def _replace(self, found: dict[int, list[dict[str, Any]]]) -> None:
         number = self._last_number()
@@ -341,18 +340,13 @@ class LabelFile:
         Raises:
             DataError: it says so in another form than `kbc transfer` writes.
         """
-        info = self.document.get("info")
-        said = info.get("kbc") if isinstance(info, dict) else None
+        said = self._info.get("kbc")
         return checked(said, MadeBy, self.path) if isinstance(said, dict) else MadeBy()
 
-    def _remember(self, exemplars: Sequence[Exemplar]) -> None:
+    @property
+    def _info(self) -> dict[str, Any]:
         info = self.document.get("info")
-        info = info if isinstance(info, dict) else {}
-        said = info.get("kbc")
-        made_by = said if isinstance(said, dict) else {}
-        made_by["labels"] = self.path.name
-        made_by["exemplars"] = [{"image": Path(str(one.image)).name, "category": one.category} for one in exemplars]
-        self.document["info"] = {**info, "kbc": made_by}
+        return info if isinstance(info, dict) else {}
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kbc.data.coco import CocoAnnotation, CocoCategory, CocoReader, read_coco
+from kbc.data.coco import CocoAnnotation, CocoReader, read_coco
 from kbc.data.records import Problem, Problems, inside
 from kbc.errors import DataError, InputError, counted, must_be
 from kbc.files import as_path, is_file, read_text
@@ -156,7 +156,7 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
     used = {one.category for one in exemplars}
     return Labels(
         tuple(exemplars),
-        tuple(_category(one) for one in data.categories if one.name in used),
+        tuple(Category(one.id, one.name, one.keypoints, one.skeleton) for one in data.categories if one.name in used),
         {picture: tuple(found) for picture, found in labelled.items()},
         numbers,
         {numbers[i.id]: i.size_hw for i in data.images if i.size_hw is not None and i.id in numbers},
@@ -183,10 +183,6 @@ def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, Lab
     if not defined(points).any():
         return picture, own, []
     return picture, own, [Exemplar(picture, category.keypoints, points, category.name, given)]
-
-
-def _category(one: CocoCategory) -> Category:
-    return Category(one.id, one.name, one.keypoints, one.skeleton)
 
 
 def categories_of(exemplars: Sequence[Exemplar]) -> tuple[Category, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.geometry import Box, defined
-from kbc.labelling.labels import Category, LabelledObject, Labels
+from kbc.labelling.labels import Category, Exemplar, LabelledObject, Labels
 from kbc.labelling.pipeline import FoundObject, Transferred
 
 DIGITS = 2
@@ -63,13 +63,10 @@ def coco(
         number = len(images) + 1
         height, width = picture.size_hw
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        own = labels.labelled.get(_path(picture))
-        bodies = (
-            [_labelled(o) for o in own] if own else [annotation_of(o, categories[o.category]) for o in picture.objects]
-        )
-        kinds = [o.category for o in own or picture.objects]
-        for body, kind in zip(bodies, kinds, strict=True):
-            place = {"id": len(annotations) + 1, "image_id": number, "category_id": categories[kind].id}
+        for one in labels.labelled.get(_path(picture)) or picture.objects:
+            category = categories[one.category]
+            place = {"id": len(annotations) + 1, "image_id": number, "category_id": category.id}
+            body = _labelled(one) if isinstance(one, LabelledObject) else annotation_of(one, category)
             annotations.append({**place, **body})
     where = os.path.relpath(base, Path(os.path.abspath(out)).parent)
     info = {
@@ -78,26 +75,21 @@ def coco(
         "kbc": dict(provenance or {}),
         "skipped": skipped,
     }
-    return {
-        "info": info,
-        "images": images,
-        "annotations": annotations,
-        "categories": [_category(one) for one in labels.categories],
-    }
+    kinds = [
+        {
+            "id": c.id,
+            "name": c.name,
+            "supercategory": c.name,
+            "keypoints": list(c.keypoints),
+            "skeleton": c.skeleton or [],
+        }
+        for c in labels.categories
+    ]
+    return {"info": info, "images": images, "annotations": annotations, "categories": kinds}
 
 
 def _path(picture: Transferred) -> Path:
     return Path(picture.image)  # type: ignore[arg-type]
-
-
-def _category(one: Category) -> dict[str, Any]:
-    return {
-        "id": one.id,
-        "name": one.name,
-        "supercategory": one.name,
-        "keypoints": list(one.keypoints),
-        "skeleton": one.skeleton or [],
-    }
 
 
 def annotation_of(found: FoundObject, category: Category) -> dict[str, Any]:
@@ -149,6 +141,11 @@ def boxed(box: Box, kind: str) -> dict[str, Any]:
     """A box as an annotation holds it; `kind` is "annotated" or "keypoint-extent"."""
     numbers = [round(value, DIGITS) for value in (box.x0, box.y0, box.width, box.height)]
     return {"bbox": numbers, "bbox_kind": kind, "area": round(box.area, DIGITS), "iscrowd": 0}
+
+
+def named(exemplars: Iterable[Exemplar]) -> list[dict[str, str]]:
+    """Exemplars as `info.kbc` names them."""
+    return [{"image": Path(str(one.image)).name, "category": one.category} for one in exemplars]
 
 
 def table(document: Mapping[str, Any]) -> str:
