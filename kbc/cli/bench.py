@@ -186,19 +186,20 @@ def _status(field: str) -> int:
 
 
 def _ratio(row: Row, reference: Run, ours: Run, rounds: int) -> Row:
-    slow, fast = _medians([reference, ours], rounds)
+    slow, fast = _medians([reference, ours], rounds, _thread_seconds)
     return replace(row, found=slow / fast, note=f"{slow * 1e3:.1f} → {fast * 1e3:.1f} ms")
 
 
-def _medians(runs: Sequence[Run], rounds: int) -> list[float]:
-    """Seconds of thread time, the runs taking turns; the first turn is not counted."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds + 1):
-        for run, mine in zip(runs, times, strict=True):
-            start = time.thread_time()
-            run()
-            mine.append(time.thread_time() - start)
-    return [statistics.median(mine[1:]) for mine in times]
+def _medians(runs: Sequence[Run], rounds: int, timed: Callable[[Run], float]) -> list[float]:
+    """What `timed` says of each run, the runs taking turns; the first turn is not counted."""
+    turns = [[timed(run) for run in runs] for _ in range(rounds + 1)]
+    return [statistics.median(mine) for mine in zip(*turns[1:], strict=True)]
+
+
+def _thread_seconds(run: Run) -> float:
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
 
 
 @contextmanager
@@ -227,13 +228,13 @@ def _cuda_rows(quick: bool) -> list[Row]:
     with torch.no_grad():
         stack = CenterPivotStack(CHANNELS).to("cuda", torch.bfloat16)
         x = _grid(CHANNELS[0], side).to("cuda", torch.bfloat16)
-        slow, fast = _cuda_medians([partial(_stack, x, stack), partial(stack, x)], rounds)
+        slow, fast = _medians([partial(_stack, x, stack), partial(stack, x)], rounds, _cuda_milliseconds)
         speed = replace(speed, found=slow / fast, note=f"{slow:.3f} → {fast:.3f} ms, {card}")
 
         layer = CenterPivotConv4d(16, 16, 3, activation="relu").to("cuda", torch.bfloat16)
         x = _grid(16, side).to("cuda", torch.bfloat16)
         y = torch.empty_like(x)
-        ours, copy = _cuda_medians([partial(layer, x), partial(y.copy_, x)], rounds)
+        ours, copy = _medians([partial(layer, x), partial(y.copy_, x)], rounds, _cuda_milliseconds)
         roofline = replace(roofline, found=ours / copy, note=f"{ours:.3f} ms, copy {copy:.3f} ms, {card}")
 
         reference = partial(center_pivot_conv4d, x, *layer.as_layer()[:3], activation="relu", backend="reference")
@@ -242,23 +243,20 @@ def _cuda_rows(quick: bool) -> list[Row]:
 
         x = _grid(CHANNELS[0], graph_side, batch=8).to("cuda", torch.bfloat16)
         replays = [_graphed(run).replay for run in (partial(_stack, x, stack), partial(stack, x))]
-        slow, fast = _cuda_medians(replays, rounds)
+        slow, fast = _medians(replays, rounds, _cuda_milliseconds)
         graphs = replace(graphs, found=slow / fast, note=f"{slow:.3f} → {fast:.3f} ms, {card}")
     return [speed, roofline, graphs, memory]
 
 
-def _cuda_medians(runs: Sequence[Run], rounds: int) -> list[float]:
-    """Milliseconds between CUDA events, the runs taking turns; the first turn is not counted."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds + 1):
-        for run, mine in zip(runs, times, strict=True):
-            start, end = _event(), _event()
-            start.record()
-            run()
-            end.record()
-            torch.cuda.synchronize()
-            mine.append(start.elapsed_time(end))
-    return [statistics.median(mine[1:]) for mine in times]
+def _cuda_milliseconds(run: Run) -> float:
+    """Between CUDA events."""
+    start, end = _event(), _event()
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    elapsed: float = start.elapsed_time(end)
+    return elapsed
 
 
 def _event() -> torch.cuda.Event:

@@ -18,6 +18,7 @@ from kbc.data.scenes.render import ScenePair, categories, scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, counted, must_be
 from kbc.evaluation.pck import PCK, PCKResult, Protocol, correct
 from kbc.files import output_file, output_folder, write_json
+from kbc.images import image_hw
 from kbc.progress import progress_bar
 from kbc.types import Match, MatchResult
 
@@ -171,7 +172,9 @@ def play(
     metrics = PCK(PROTOCOL), PCK(PROTOCOL)
     for scene, result in zip(scenes, results, strict=True):
         for metric, points in zip(metrics, (result.coarse, result.keypoints), strict=True):
-            metric.update(points, scene.target_keypoints, _size(scene), scene.target_box, scene.category)
+            metric.update(
+                points, scene.target_keypoints, image_hw(scene.target.image), scene.target_box, scene.category
+            )
     return Outcome(name, tuple(results), metrics[0].compute(), metrics[1].compute(), seconds)
 
 
@@ -251,15 +254,10 @@ def to_dict(
 
 def _right(scene: ScenePair, result: MatchResult) -> dict[str, Any]:
     near = [
-        correct(points, scene.target_keypoints, _size(scene), scene.target_box, PROTOCOL)[:, 1].sum()
+        correct(points, scene.target_keypoints, image_hw(scene.target.image), scene.target_box, PROTOCOL)[:, 1].sum()
         for points in (result.coarse, result.keypoints)
     ]
     return {"points": len(scene.target_keypoints), "right_without_kbc": int(near[0]), "right_with_kbc": int(near[1])}
-
-
-def _size(scene: ScenePair) -> tuple[int, int]:
-    height, width = scene.target.image.shape[:2]
-    return height, width
 
 
 def _is_bundled() -> bool:

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import webbrowser
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
@@ -185,26 +186,17 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.headers.get_content_type() != "application/json":
             self._error(415, "JSON is taken")
         else:
-            body = self.rfile.read(length)
-            changes = {"/save": self._save, "/undo": self._undo, "/remove": self._remove, "/transfer": self._transfer}
+            body, labels = self.rfile.read(length), self.server.labels
+            changes: dict[str, Callable[[], dict[str, Any] | None]] = {
+                "/save": lambda: labels.correct(_checked(Correction, body)),
+                "/undo": lambda: labels.undo(_checked(Which, body).id),
+                "/remove": lambda: labels.remove(_checked(Which, body).id),
+                "/transfer": self.server.transfer_again,
+            }
             if self.path in changes:
-                self._answered(lambda: changes[self.path](body))
+                self._answered(lambda: self._json(changes[self.path]() or {}))
             else:
                 self._error(404, "there is nothing of this name")
-
-    def _save(self, body: bytes) -> None:
-        self._json(self.server.labels.correct(_checked(Correction, body)))
-
-    def _undo(self, body: bytes) -> None:
-        self._json(self.server.labels.undo(_checked(Which, body).id))
-
-    def _remove(self, body: bytes) -> None:
-        self.server.labels.remove(_checked(Which, body).id)
-        self._json({})
-
-    def _transfer(self, body: bytes) -> None:
-        self.server.transfer_again()
-        self._json({})
 
     def _picture(self) -> None:
         """As KBC sees it: upright, eight bits; so points lie where they are drawn, whatever the file is."""
