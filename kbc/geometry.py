@@ -167,10 +167,7 @@ class Box:
     def around(cls, points: Points) -> Box | None:
         """The smallest box that holds the defined points (their centres), or None when there are none."""
         known = points[defined(points)]
-        if len(known) == 0:
-            return None
-        (x0, y0), (x1, y1) = known.min(axis=0) + 0.5, known.max(axis=0) + 0.5
-        return cls(float(x0), float(y0), float(x1), float(y1))
+        return cls(*edges_around(known).tolist()) if len(known) else None
 
     @classmethod
     def whole(cls, size_hw: tuple[int, int]) -> Box:
@@ -239,8 +236,23 @@ class Box:
         return inside
 
 
-def distinct(boxes: Sequence[Box], scores: Sequence[float], most: int, iou: float) -> list[int]:
+def edges_around(points: Points) -> npt.NDArray[np.float64]:
+    """(…, 4) the pixel edges x0, y0, x1, y1 of the smallest boxes that hold points (…, N, 2), all defined."""
+    return np.concatenate([points.min(axis=-2) + 0.5, points.max(axis=-2) + 0.5], axis=-1)
+
+
+def distinct(
+    boxes: Sequence[Box] | npt.NDArray[np.float64],
+    scores: Sequence[float] | npt.NDArray[np.float64],
+    most: int,
+    iou: float,
+) -> list[int]:
     """Non-maximum suppression: at most `most` boxes, best score first, none overlapping a better one by `iou` or more.
+
+    Args:
+        boxes: N boxes, or their edges (N, 4).
+        scores: (N,).
+        most, iou: the bounds.
 
     Returns:
         Their indices; of equal scores the first comes first.
@@ -248,7 +260,7 @@ def distinct(boxes: Sequence[Box], scores: Sequence[float], most: int, iou: floa
     >>> distinct([Box(0, 0, 10, 10), Box(1, 0, 11, 10), Box(20, 0, 30, 10)], [0.5, 0.9, 0.1], 5, iou=0.3)
     [1, 2]
     """
-    edges = np.array([box.xyxy for box in boxes], dtype=np.float64).reshape(-1, 4)
+    edges = np.array([box.xyxy if isinstance(box, Box) else box for box in boxes], dtype=np.float64).reshape(-1, 4)
     left = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     found: list[int] = []
     while len(left) and len(found) < most:

@@ -203,16 +203,11 @@ def proposed(
 
 
 def _distinct(placed: Points, scores: Points, state: PairState, name: str) -> list[Candidate]:
-    found: list[Candidate] = []
-    for points, score in zip(placed, scores, strict=True):
-        box = state.box_of(points)
-        if score <= 0 or box is None:
-            break
-        if box.longest > 0 and all(box.iou(other.box) < CANDIDATE_NMS_IOU for other in found):
-            found.append(Candidate(box, float(score), name))
-        if len(found) == MAX_CANDIDATES:
-            break
-    return found
+    """The candidates of transforms, best first, that put the framing points (F, 2) at `placed` (Q, F, 2)."""
+    edges = state.edges_of(placed)
+    there = np.flatnonzero((scores > 0) & (edges[:, 2:] > edges[:, :2]).any(axis=1))
+    kept = there[distinct(edges[there], scores[there], MAX_CANDIDATES, CANDIDATE_NMS_IOU)]
+    return [Candidate(Box(*edges[i].tolist()), float(scores[i]), name) for i in kept]
 
 
 def stacked_answers(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kbc.config import COST, KBCConfig
 from kbc.cropping import SizeHW
 from kbc.errors import KBCError
-from kbc.geometry import Box, Points, Window, defined
+from kbc.geometry import Box, Points, Window, defined, edges_around
 from kbc.images import Image, image_hw, immutable
 from kbc.layout import Similarity
 from kbc.matchers.protocol import Matcher, input_hw, run_matcher, run_similarity
@@ -96,15 +96,21 @@ class PairState:
         return self.usable & (few | (np.arange(len(self.points)) < len(self.known)))
 
     def box_of(self, points: Points) -> Box | None:
-        """The object's box in the target, whose framing points (F, 2) lie here.
+        """The object's box in the target, whose framing points (F, 2) lie here; None where none is defined."""
+        known = points[defined(points)]
+        return Box(*self.edges_of(known).tolist()) if len(known) else None
+
+    def edges_of(self, points: Points) -> npt.NDArray[np.float64]:
+        """(…, 4) the pixel edges of the object's box in the target, whose framing points (…, F, 2) lie here.
 
         It is as much larger than their own box as the object's box in the source is than theirs there, so that both
         windows show equally much.
         """
-        box = Box.around(points)
-        if box is None:
-            return None
-        return box.grown(0.5 * (self._larger - 1) * box.longest).clipped(self.target_hw)
+        edges = edges_around(points)
+        longest = (edges[..., 2:] - edges[..., :2]).max(axis=-1, keepdims=True)
+        height, width = self.target_hw
+        grown = edges + 0.5 * (self._larger - 1) * longest * (-1, -1, 1, 1)
+        return np.asarray(grown.clip(0.0, (width, height, width, height)))
 
     @cached_property
     def _larger(self) -> float:
