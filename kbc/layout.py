@@ -35,32 +35,35 @@ _UNRELATED_SIZE = 1.0  # side, in object sizes, of the square in which a wrong a
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """Similarity transforms x ↦ scale · R(turn) · (±x₀, x₁) + shift, mirrored ones with −x₀. Batched over (…).
+    """Similarity transforms z ↦ turn · z + shift of points taken for complex numbers x + iy, batched over (…).
 
     Attributes:
-        turn: (…, 2) scale · (cos, sin).
-        shift: (…, 2) target pixels.
-        mirror: (…) −1 where the layout is mirrored, else 1.
+        turn: (…) complex, scale · (cos + i sin).
+        shift: (…) complex, target pixels.
+        mirrored: (…) whether z is turned left to right before, into −x + iy.
         score: (…) the share of answers that agree with it, [0, 1].
     """
 
     turn: Tensor
     shift: Tensor
-    mirror: Tensor
+    mirrored: Tensor
     score: Tensor
 
     def __call__(self, points: Tensor) -> Tensor:
         """Source points (…, S, 2) in the target."""
-        x, y = points[..., 0] * self.mirror[..., None], points[..., 1]
-        a, b = self.turn[..., 0, None], self.turn[..., 1, None]
-        return torch.stack([a * x - b * y, b * x + a * y], dim=-1) + self.shift[..., None, :]
+        return torch.view_as_real(self.placed(_complex(points)))
+
+    def placed(self, z: Tensor) -> Tensor:
+        """Source points (…, S), complex, in the target."""
+        return self.turn[..., None] * torch.where(self.mirrored[..., None], _turned(z), z) + self.shift[..., None]
 
     def __getitem__(self, index: object) -> Similarity:
-        return Similarity(*(getattr(self, name)[index] for name in ("turn", "shift", "mirror", "score")))
+        return Similarity(*(getattr(self, name)[index] for name in ("turn", "shift", "mirrored", "score")))
 
     def to(self, dtype: torch.dtype) -> Similarity:
-        """The same in another precision."""
-        return Similarity(*(getattr(self, name).to(dtype) for name in ("turn", "shift", "mirror", "score")))
+        """The same in another precision, of which the real type is given."""
+        turn, shift = self.turn.to(dtype.to_complex()), self.shift.to(dtype.to_complex())
+        return Similarity(turn, shift, self.mirrored, self.score.to(dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +152,7 @@ def propose(
     found, points = found[rows, kept], points.gather(2, kept.expand(2, -1, -1))
     nats = _agreement(found, start, goal, weight, size, area, tuning)
     nats = nats.sum(2) - nats.gather(2, points.movedim(0, -1)).sum(2)  # the two that proposed it agree anyway
-    nats = nats / asked.sum(1, keepdim=True).clamp_min(1) - torch.where(found.mirror < 0, tuning.mirror_doubt, 0.0)
+    nats = nats / asked.sum(1, keepdim=True).clamp_min(1) - torch.where(found.mirrored, tuning.mirror_doubt, 0.0)
     found = replace(found, score=nats.clamp_min(0.0) * found.score)
     best = found.score.topk(min(most, kept.shape[1]), dim=1).indices
     found = found[rows, best].to(source.dtype)
@@ -187,28 +190,26 @@ def _through_two(start: Tensor, goal: Tensor, share: Tensor, size: Tensor, tunin
     total = chances.cumsum(1) / chances.sum(1, keepdim=True).clamp_min(_TINY)
     draws = _draws(tuning.proposals).to(start)[:, None].expand(-1, batch, -1).contiguous()
     drawn = torch.searchsorted(total.expand(2, -1, -1).contiguous(), draws).clamp_max(count * places - 1)
-    points, (first, second) = drawn % count, (_take(goal.flatten(1, 2), one) for one in drawn)
-    near, far = (_take(start, one) for one in points)
-    base, moved, either = far - near, second - first, start.new_tensor([1.0, -1.0])[:, None, None]
-    length = base.square().sum(-1)
-    (x, y), (u, v) = base.unbind(-1), moved.unbind(-1)
-    turn = torch.stack([either * x * u + y * v, either * x * v - y * u], -1) / length.clamp_min(_TINY)[..., None]
-    told = (length.sqrt() > 0.25 * size[:, None]) & (turn.square().sum(-1).sqrt() * size[:, None] > 1e-3)
-    near = torch.stack([either * near[..., 0], near[..., 1].expand(2, -1, -1)], -1)
-    found = Similarity(turn, first - _rotated(turn, near), either.expand_as(told), told.to(start))
-    return joined([found[0], found[1]], dim=1), torch.cat([points, points], 2)
+    points, (first, second) = drawn % count, (_complex(goal).flatten(1).gather(1, one) for one in drawn)
+    near, far = (_complex(start).gather(1, one) for one in points)
+    near, far = (torch.cat([z, _turned(z)], 1) for z in (near, far))
+    first, second = (torch.cat([z, z], 1) for z in (first, second))
+    base = far - near
+    apart = base.abs() > 0.25 * size[:, None]
+    turn = (second - first) / torch.where(apart, base, 1.0)
+    told = apart & (turn.abs() * size[:, None] > 1e-3)
+    mirrored = (torch.arange(len(told[0]), device=told.device) >= draws.shape[2]).expand_as(told)
+    return Similarity(turn, first - turn * near, mirrored, told.to(start)), torch.cat([points, points], 2)
 
 
 def _or_moved(found: Similarity, source: Tensor, goal: Tensor, weight: Tensor) -> Similarity:
     """A plain move by the mean where no two answers propose anything: a single point, or all in one place."""
     total = weight.sum(1, keepdim=True).clamp_min(_TINY)
     start = torch.where(weight[..., None] > 0, source, 0.0)
-    shift = ((goal - start) * weight[..., None]).sum(1) / total
-    none = (found.score <= 0)[..., None]
-    turn = torch.where(none, found.turn.new_tensor([1.0, 0.0]), found.turn)
-    return Similarity(
-        turn, torch.where(none, shift[:, None], found.shift), torch.where(none[..., 0], 1.0, found.mirror), found.score
-    )
+    shift = _complex(((goal - start) * weight[..., None]).sum(1) / total)
+    none = found.score <= 0
+    turn, shift = torch.where(none, 1.0, found.turn), torch.where(none, shift[:, None], found.shift)
+    return Similarity(turn, shift, found.mirrored & ~none, found.score)
 
 
 def _agreement(
@@ -225,10 +226,11 @@ def _agreement(
     Anywhere is as large as the object, which favours no size. Where a larger part was searched, it lies between the two
     (`Tuning.chance_area`): a small object is then found by less agreement, as that is less likely by chance.
     """
-    scale = proposed.turn.square().sum(-1).sqrt() * size[:, None]
+    scale = proposed.turn.abs() * size[:, None]
     reach = torch.maximum(tuning.agreement_reach * scale, tuning.least_reach * area.sqrt()[:, None]).clamp_min(_TINY)
     sharpness = (-0.5 / reach.square())[..., None]
-    x, y = proposed(start[:, None]).unbind(-1)
+    there = proposed.placed(_complex(start)[:, None])
+    x, y = there.real.contiguous(), there.imag.contiguous()
     near = torch.zeros_like(x)
     for place, chance in zip(goal.unbind(1), share.unbind(1), strict=True):
         u, v = place.unbind(-1)
@@ -269,8 +271,8 @@ def fit(
     middle = (source * any_asked[..., None]).sum(1) / any_asked.sum(1).clamp_min(1)[:, None]
     unit = torch.where(any_asked[..., None], (source - middle[:, None]) / size[:, None, None], 0.0)
     kernel = _kernel(unit, tuning)
-    mirrored = unit * torch.stack([start.mirror, torch.ones_like(start.mirror)], -1)[:, None]
-    scale = (start.turn.square().sum(-1).sqrt() * size).clamp_min(1e-3)  # the object's size in the target
+    mirrored = torch.where(start.mirrored[:, None], _turned(_complex(unit)), _complex(unit))
+    scale = (start.turn.abs() * size).clamp_min(1e-3)  # the object's size in the target
     points = start(torch.where(any_asked[..., None], source, middle[:, None]))
     noise = (tuning.agreement_reach * scale)[:, None].expand(-1, passes)
     trust = torch.full_like(noise, 0.5)
@@ -301,7 +303,7 @@ def fit(
     diagonal = torch.cholesky_inverse(factor).diagonal(dim1=1, dim2=2)
     others = target - scale[:, None, None] * solved / diagonal[..., None]
     others_variance = (1 / diagonal - spread).clamp_min(0.0) * scale.square()[:, None]
-    return Layout(points, others, others_variance, noise, trust, scale, evidence, start.mirror < 0)
+    return Layout(points, others, others_variance, noise, trust, scale, evidence, start.mirrored)
 
 
 @torch.inference_mode()
@@ -328,7 +330,7 @@ def place(fitted: Layout, answers: Tensor, share: Tensor, tuning: Tuning = TUNIN
 
 def joined(transforms: Sequence[Similarity], dim: int = 0) -> Similarity:
     """Transforms one behind the other: those of several batches as one batch, or along another dimension."""
-    names = ("turn", "shift", "mirror", "score")
+    names = ("turn", "shift", "mirrored", "score")
     return Similarity(*(torch.cat([getattr(one, name) for one in transforms], dim) for name in names))
 
 
@@ -376,18 +378,21 @@ def _responsibility(squared: Tensor, share: Tensor, noise: Tensor, trust: Tensor
 
 
 def _rigid(unit: Tensor, target: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted least-squares similarity of unit points (B, S, 2) to a target: its points and its scale (B,)."""
-    total = weight.sum(1).clamp_min(_TINY)[:, None]
-    from_middle = (weight[..., None] * unit).sum(1) / total
-    to_middle = (weight[..., None] * target).sum(1) / total
-    start, goal = unit - from_middle[:, None], target - to_middle[:, None]
-    spread = (weight * start.square().sum(-1)).sum(1)
-    turn = torch.stack([(weight * _dot(start, goal)).sum(1), (weight * _cross(start, goal)).sum(1)], -1)
-    turn = turn / spread.clamp_min(_TINY)[:, None]
-    found = turn.square().sum(-1).sqrt()
+    """The weighted least-squares similarity of complex unit points (B, S) to a target (B, S, 2).
+
+    Returns:
+        (B, S, 2) where it puts the points; and its scale (B,), that given where the points do not tell.
+    """
+    share = weight / weight.sum(1, keepdim=True).clamp_min(_TINY)
+    goal = _complex(target)
+    from_middle, to_middle = ((share * z).sum(1, keepdim=True) for z in (unit, goal))
+    start = unit - from_middle
+    spread = (share * start.abs().square()).sum(1)
+    turn = (share * start.conj() * (goal - to_middle)).sum(1) / spread.clamp_min(_TINY)
+    found = turn.abs()
     keep = (found > 1e-6) & (spread > _TINY)
-    turn = torch.where(keep[:, None], turn, torch.stack([scale, torch.zeros_like(scale)], -1))
-    return _rotated(turn[:, None], start) + to_middle[:, None], torch.where(keep, found, scale).clamp_min(1e-3)
+    turn = torch.where(keep, turn, scale)[:, None]
+    return torch.view_as_real(turn * start + to_middle), torch.where(keep, found, scale).clamp_min(1e-3)
 
 
 def _extent(points: Tensor, weight: Tensor) -> Tensor:
@@ -402,15 +407,11 @@ def _take(points: Tensor, index: Tensor) -> Tensor:
     return points.gather(1, index[..., None].expand(-1, -1, 2))
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1)
+def _complex(points: Tensor) -> Tensor:
+    """Points (…, 2) as complex numbers (…): what multiplies them turns and scales."""
+    return torch.view_as_complex(points.contiguous())
 
 
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-
-
-def _rotated(turn: Tensor, points: Tensor) -> Tensor:
-    """turn, as scale · (cos, sin), applied to points; both (…, 2)."""
-    a, b, x, y = turn[..., 0], turn[..., 1], points[..., 0], points[..., 1]
-    return torch.stack([a * x - b * y, b * x + a * y], -1)
+def _turned(z: Tensor) -> Tensor:
+    """Points turned left to right."""
+    return -z.conj()
