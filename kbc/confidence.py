@@ -51,8 +51,8 @@ def clues(
 
     - neighbours: the share of the points around from whose answers the matcher finds back to them; where it was not
       asked, the share of their places that lies where the answer puts them.
-    - spread: how far single passes' own layouts lie from the answer, mean over the passes, in object sizes; 0 for one.
-    - alone: 1 where a single pass made the answer, else 0.
+    - spread: how far single passes' own layouts lie from the answer, mean over the passes, in object sizes.
+    - alone: 1 where a single pass speaks, else 0.
     - own: the share of the point's own places that lies at the answer.
     - share: log of the object's size, as a fraction of the target's longer side.
     - bare: 1 where the matcher names one place a point, and shows no similarity among which others could be, else 0.
@@ -61,7 +61,7 @@ def clues(
         state: the pair; its S points are what was asked.
         points: (S, 2) the answer, target pixels.
         size: of the object in the target, pixels.
-        heard: the passes whose answers made this one, P of them.
+        heard: the passes that speak for and against it, P of them.
         layouts: P times (S, 2), where each pass alone would put the points.
         back: where the matcher finds each answer in the source, (S, 2) source pixels, through the windows of passes;
             none where it was not asked.
@@ -77,7 +77,7 @@ def clues(
     return np.stack(
         [
             _neighbours(state) @ around,
-            (not alone) * np.minimum(np.nan_to_num(away, nan=FAR), FAR).mean(axis=0),
+            np.minimum(np.nan_to_num(away, nan=FAR), FAR).mean(axis=0),
             np.full(len(points), float(alone)),
             np.mean([_near(seen, points, CLOSE * size) for seen in heard], axis=0),
             np.full(len(points), np.log(size / max(state.target_hw))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -37,16 +37,33 @@ WHOLE = "whole"
 
 @dataclass(eq=False)
 class _Work:
-    """A pair on its way through the pipeline: what is known of it, its candidates, its passes, its answer."""
+    """A pair on its way through the pipeline: what is known of it, its candidates, its passes, its answer.
+
+    Attributes:
+        whole: the coarse pass, taken for a pass of its own.
+        passes: the fine ones that were not refused, the best first.
+        refused: the others.
+        why_coarse: `MatchResult.origin` of the points that no fine pass answers.
+        answer: what the passes say together.
+        points, origin: of each keypoint, as the user is told them.
+    """
 
     state: PairState
     small_source: bool
     candidates: list[Candidate] = field(default_factory=list)
     whole: FinePass | None = None
     passes: list[FinePass] = field(default_factory=list)
+    refused: list[FinePass] = field(default_factory=list)
     tried: set[tuple[Window, Window]] = field(default_factory=set)
     why_coarse: Origin = "coarse: off"
     answer: Answer | None = None
+    points: Points = field(default_factory=lambda: np.empty((0, 2)))
+    origin: tuple[Origin, ...] = ()
+
+    @property
+    def shown(self) -> FinePass | None:
+        """The pass whose windows the result shows: the best fine one, or the coarse one."""
+        return self.passes[0] if self.passes else self.whole
 
 
 class KBCMatcher:
@@ -124,6 +141,9 @@ class KBCMatcher:
             self._refine(works, probe)
             self._refine(self._searched(works, probe), probe)
             self._accept(works)
+        for work in works:
+            work.points, work.origin = _chosen(work, self.config)
+        if self.config.localizer != "predicted":
             self._assure(works, probe)
         total = (time.perf_counter() - begun) / len(pairs)
         matcher = probe.seconds / len(pairs)
@@ -224,8 +244,7 @@ class KBCMatcher:
             )
             for (work, _, _), found in zip(answered, judged, strict=True):
                 work.why_coarse = "coarse: refused"
-                if not self._contradicts(work, found):
-                    work.passes.append(found)
+                (work.refused if self._contradicts(work, found) else work.passes).append(found)
             for work in works:
                 work.passes.sort(key=lambda p: -p.worth(self.tuning))
 
@@ -314,15 +333,22 @@ class KBCMatcher:
                 best = work.passes[0]
                 least = max(work.whole.worth(self.tuning) + margin, self.tuning.least_evidence)
                 if best.worth(self.tuning) <= least:
-                    work.passes = []
+                    work.refused, work.passes = [*work.refused, *work.passes], []
         passes = [work.passes or [whole] for work, whole in answered]
         found = together([work.state for work, _ in answered], passes, self.tuning)
         for (work, _), answer in zip(answered, found, strict=True):
             work.answer = answer
 
     def _assure(self, works: Sequence[_Work], probe: Probe) -> None:
-        """How sure the answers are: a matcher that shares features is asked back through each pass's windows."""
-        answered = [(work, work.answer) for work in works if work.answer is not None]
+        """How sure the answers are: a matcher that shares features is asked back through each pass's windows.
+
+        They are where the user is told that they are, be it where the coarse pass put them.
+        """
+        answered = []
+        for work in works:
+            if work.answer is not None:
+                points = np.concatenate([work.points, work.answer.points[len(work.points) :]])
+                answered.append((work, replace(work.answer, points=points)))
         requests = []
         for work, answer in answered if probe.shares else ():
             points = np.where(work.state.usable[:, None], answer.points, np.nan)
@@ -330,12 +356,39 @@ class KBCMatcher:
         seen = list(zip(requests, probe.look(requests), strict=True))
         for work, answer in answered:
             back = [one.own for request, one in seen if request.state is work.state and one is not None]
-            work.answer = assured(work.state, answer, back, self.tuning)
+            against = [] if work.passes else work.refused  # where nothing else came of them
+            work.answer = assured(work.state, answer, back, against, self.tuning)
 
 
 def _box(work: _Work, found: FinePass) -> Box | None:
     """Where a pass puts the object in the target."""
     return work.state.box_of(found.points[work.state.framing])
+
+
+def _chosen(work: _Work, config: KBCConfig) -> tuple[Points, tuple[Origin, ...]]:
+    """Each keypoint's answer (N, 2), target pixels, and where it comes from."""
+    state, answer, shown = work.state, work.answer, work.shown
+    assert state.coarse is not None
+    count = len(state.known)
+    points = state.coarse.own[:count].copy()
+    asked = defined(state.pair.keypoints)
+    origin: list[Origin] = [work.why_coarse if one else "undefined" for one in asked]
+    cropped = bool(work.passes)
+    whole = work.why_coarse == "coarse: not small" and config.joint
+    if answer is not None and shown is not None and (cropped or whole):
+        found = answer.points[:count] if config.joint else shown.seen.own[:count]
+        seen = shown.seen.target.shows(found)
+        for index in np.flatnonzero(asked):
+            if not state.known[index]:
+                origin[index] = "coarse: outside" if cropped else origin[index]
+            elif np.isnan(found[index]).any():
+                origin[index] = "coarse: failed"
+            elif not seen[index] and cropped:
+                origin[index] = "coarse: outside"
+            else:
+                points[index] = found[index]
+                origin[index] = "fine" if cropped else "whole"
+    return points, tuple(origin)
 
 
 def _result(work: _Work, config: KBCConfig, seconds: dict[str, float]) -> MatchResult:
@@ -344,28 +397,9 @@ def _result(work: _Work, config: KBCConfig, seconds: dict[str, float]) -> MatchR
     assert state.coarse is not None
     count = len(state.known)
     coarse = state.coarse.own[:count]
-    points = coarse.copy()
-    origin: list[Origin] = [work.why_coarse if asked else "undefined" for asked in defined(state.pair.keypoints)]
-    confidence = None
+    confidence = None if work.answer is None else np.where(state.known, work.answer.confidence[:count], np.nan)
     best = work.passes[0] if work.passes else None
-    shown = best or work.whole
-    if work.answer is not None and shown is not None:
-        confidence = np.where(state.known, work.answer.confidence[:count], np.nan)
-        found = work.answer.points[:count] if config.joint else shown.seen.own[:count]
-        cropped = best is not None
-        if cropped or (work.why_coarse == "coarse: not small" and config.joint):
-            for index in np.flatnonzero(state.known):
-                if np.isnan(found[index]).any():
-                    origin[index] = "coarse: failed"
-                elif best is not None and not best.seen.target.shows(found[index : index + 1])[0]:
-                    origin[index] = "coarse: outside"
-                else:
-                    points[index] = found[index]
-                    origin[index] = "fine" if cropped else "whole"
-        if cropped:
-            for index in np.flatnonzero(defined(state.pair.keypoints) & ~state.known):
-                origin[index] = "coarse: outside"
-    points = sure_points(points, np.zeros(count) if confidence is None else confidence, config.min_confidence)
+    points = sure_points(work.points, np.zeros(count) if confidence is None else confidence, config.min_confidence)
     score = state.coarse.score if best is None else best.seen.score
     given = {"source"} if state.pair.source_box is not None else set()
     if best is not None and best.found_by == "given":
@@ -375,7 +409,7 @@ def _result(work: _Work, config: KBCConfig, seconds: dict[str, float]) -> MatchR
         None if score is None else score[:count],
         coarse=coarse,
         confidence=confidence,
-        origin=tuple(origin),
+        origin=work.origin,
         source_window=None if best is None else best.seen.source,
         target_window=None if best is None else best.seen.target,
         given=frozenset(given),

@@ -129,9 +129,18 @@ def _answer(state: PairState, passes: Sequence[FinePass], fitted: layout.Layout,
     return Answer(points, float(fitted.size), passes, np.full(len(points), np.nan))
 
 
-def assured(state: PairState, answer: Answer, back: Sequence[Points], tuning: Tuning) -> Answer:
-    """The answer with its confidence; `back` holds where the matcher finds each answer (S, 2) in the source."""
-    heard = answer.heard
+def assured(
+    state: PairState, answer: Answer, back: Sequence[Points], refused: Sequence[FinePass], tuning: Tuning
+) -> Answer:
+    """The answer with its confidence.
+
+    Args:
+        state, answer: the pair and what its passes say.
+        back: where the matcher finds each answer (S, 2) in the source.
+        refused: passes that say otherwise, and were refused for it.
+        tuning: the constants.
+    """
+    heard = [*answer.heard, *refused]
     found = clues(state, answer.points, answer.size, [p.seen for p in heard], [p.points for p in heard], back)
     return replace(answer, confidence=confidence(found, len(back) > 0, tuning), clues=found)
 

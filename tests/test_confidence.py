@@ -59,7 +59,7 @@ def test_passes_that_disagree_cost_confidence_though_each_agrees_with_itself() -
     apart = confidence(clues(state(), answer, SIZE, [seen(answer)] * 2, [answer, other]), False, TUNING)
     assert (apart < same - 0.04).all()
     alone = clues(state(), answer, SIZE, [seen(answer)], [other])
-    assert clue("spread", alone).max() == 0  # nothing to compare with
+    assert clue("spread", alone) == pytest.approx(0.25)  # an answer that is not where its pass's layout puts it
     assert clue("alone", alone).min() == 1
 
 
@@ -153,3 +153,45 @@ def test_points_outside_the_picture_are_not_sure() -> None:
     assert unknown.any()
     np.testing.assert_array_equal(np.isnan(least.keypoints[unknown]), True)
     assert not np.isnan(free.keypoints).any()
+
+
+class Shifted:
+    """Answers on whole images 60 px to the right, but for one keypoint; through windows as it is told."""
+
+    def __init__(self, through_windows: Any) -> None:
+        self.through_windows = through_windows
+
+    def match(self, pairs: Any) -> list[kbc.Match]:
+        return [kbc.Match(self._one(pair)) for pair in pairs]
+
+    def _one(self, pair: kbc.Pair) -> np.ndarray:
+        if pair.source.shape != (240, 320, 3):
+            return np.asarray(self.through_windows(pair.keypoints))
+        answers = pair.keypoints + (60.0, 0.0)
+        answers[0] = (300.0, 230.0)
+        return answers
+
+
+def coarse_confidence(through_windows: Any) -> np.ndarray:
+    image = np.random.default_rng(0).integers(0, 255, (240, 320, 3), np.uint8)
+    points = np.array([[60.0, 60.0], [100.0, 65.0], [95.0, 100.0], [62.0, 98.0], [80.0, 82.0]])
+    result = kbc.wrap(Shifted(through_windows)).match([kbc.Pair(image, image, points)])[0]
+    assert all(origin.startswith("coarse") for origin in result.origin)
+    np.testing.assert_allclose(result.keypoints[0], (300, 230))
+    assert result.confidence is not None
+    return result.confidence
+
+
+def failing(points: np.ndarray) -> np.ndarray:
+    raise ValueError("not through windows")
+
+
+def test_a_coarse_answer_against_its_neighbours_is_unsure_though_the_layout_is_not() -> None:
+    found = coarse_confidence(failing)
+    assert (found[1:] > 0.6).all()
+    assert found[0] < 0.5 * found[1:].min()
+
+
+def test_a_coarse_answer_is_less_sure_where_closer_looks_said_otherwise() -> None:
+    scattered = coarse_confidence(lambda points: np.random.default_rng(1).uniform(0, 200, points.shape))
+    assert (scattered[1:] < coarse_confidence(failing)[1:] - 0.2).all()
