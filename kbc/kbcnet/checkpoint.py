@@ -52,15 +52,11 @@ def save_checkpoint(
             digest is kept so that another backbone is refused.
     """
     tensors, described = _files(path)
-    state = network.state_dict()
-    digest = None
-    if not with_backbone:
-        digest = backbone_digest(network)
-        state = {name: value for name, value in state.items() if not name.startswith(_NETWORK)}
+    state = _held(network, with_backbone)
     card = Card(
         model=network.config,
         learned_coarse=network.backbone.learned_coarse,
-        backbone_digest=digest,
+        backbone_digest=None if with_backbone else backbone_digest(network),
         weights_digest=tensors_digest(state),
         training=training or {},
     )
@@ -93,9 +89,9 @@ def load_checkpoint(path: str | Path, backbone_weights: str | Path | None = None
             raise DataError(must_be("backbone_weights", "the ones this checkpoint was trained with", received))
     elif backbone_weights is not None:
         raise InputError(must_be("backbone_weights", "None: the checkpoint holds its own", repr(str(backbone_weights))))
-    without_backbone = card.backbone_digest is not None
-    fill(network, state, str(tensors), without_backbone=without_backbone)
-    if card.weights_digest not in (None, _own_digest(network, without_backbone)):
+    with_backbone = card.backbone_digest is None
+    fill(network, state, str(tensors), with_backbone=with_backbone)
+    if card.weights_digest not in (None, tensors_digest(_held(network, with_backbone))):
         hint = f"copy both files again; if you changed it yourself, take weights_digest out of {described.name}"
         raise DataError(must_be("weights", "those that the .json speaks of", f"others in {str(tensors)!r}", hint))
     return network.eval(), card
@@ -129,7 +125,7 @@ def _files(path: str | Path) -> tuple[Path, Path]:
     return path.with_name(f"{name}.safetensors"), path.with_name(f"{name}.json")
 
 
-def fill(network: Network, state: dict[str, Tensor], where: str, *, without_backbone: bool = False) -> None:
+def fill(network: Network, state: dict[str, Tensor], where: str, *, with_backbone: bool = True) -> None:
     """Copy a state dict into a network.
 
     Raises:
@@ -138,7 +134,7 @@ def fill(network: Network, state: dict[str, Tensor], where: str, *, without_back
     own = network.state_dict()
     unused = tuple(_NETWORK + name for name in network.backbone.unused)
     state = {name: value for name, value in state.items() if not name.startswith(unused)}
-    wanted = {name for name in own if not (without_backbone and name.startswith(_NETWORK))}
+    wanted = set(_held(network, with_backbone))
     missing, strange = sorted(wanted - set(state)), sorted(set(state) - set(own))
     wrong = sorted(name for name in wanted & set(state) if own[name].shape != state[name].shape)
     for problem, names in (("lacks", missing), ("also has", strange), ("has another shape of", wrong)):
@@ -170,6 +166,7 @@ def backbone_digest(network: Network) -> str:
     return tensors_digest({name: value for name, value in state.items() if not name.endswith("num_batches_tracked")})
 
 
-def _own_digest(network: Network, without_backbone: bool) -> str:
+def _held(network: Network, with_backbone: bool) -> dict[str, Tensor]:
+    """The tensors that a checkpoint of the network holds."""
     state = network.state_dict()
-    return tensors_digest({n: v for n, v in state.items() if not (without_backbone and n.startswith(_NETWORK))})
+    return {name: value for name, value in state.items() if with_backbone or not name.startswith(_NETWORK)}

@@ -75,14 +75,18 @@ class Network(nn.Module):
     @property
     def width(self) -> int:
         """Channels of the refined features."""
-        widths = dict(zip(self.config.layers, self.backbone.channels, strict=True))
-        return sum(widths[layer] for layer in self.config.hypercolumn)
+        return sum(self._widths)
+
+    @property
+    def _widths(self) -> list[int]:
+        """Channels of the hypercolumn's layers."""
+        channels = dict(zip(self.config.layers, self.backbone.channels, strict=True))
+        return [channels[layer] for layer in self.config.hypercolumn]
 
     def split(self, maps: Tensor) -> Described:
         """`describe`'s maps from their concatenation along the channels."""
-        widths = dict(zip(self.config.layers, self.backbone.channels, strict=True))
-        layers = [widths[layer] for layer in self.config.hypercolumn]
-        return list(torch.split_with_sizes(maps, [sum(layers), *layers] if len(layers) > 1 else layers, dim=1))
+        layers = self._widths
+        return list(torch.split_with_sizes(maps, [self.width, *layers] if len(layers) > 1 else layers, dim=1))
 
     def describe(self, images: Tensor) -> Described:
         """(B, 3, H, W) RGB, ImageNet-normalised → the features that are compared.
