@@ -16,17 +16,8 @@ from kbc.images import Image
 from kbc.tensors import usable_device
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream
-from .upstream import (
-    UpstreamMatcher,
-    check_state,
-    gluoncvth,
-    looks_like,
-    normalised,
-    read_checkpoint,
-    travels,
-    unused_packages,
-)
+from .sandbox import Checkout, Upstream
+from .upstream import UpstreamMatcher, check_state, looks_like, normalised, packages, read_checkpoint, travels
 
 RESNETS = ("resnet50", "resnet101", "resnext101_32x8d")
 
@@ -66,10 +57,7 @@ class MMNet(UpstreamMatcher):
         self.node_step = 224 / cells
 
     def _correlate(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        source, target = (
-            torch.cat([self._image(image) for image in images])
-            for images in ([pair.source for pair in pairs], [pair.target for pair in pairs])
-        )
+        source, target = self._images(pairs)
         levels = self._network({"src_img": source, "trg_img": target})
         return list(levels[self.level][0])
 
@@ -86,7 +74,7 @@ class MMNet(UpstreamMatcher):
     def _image(self, image: Image) -> Tensor:
         """Normalised at its own size and then resized without a filter, as upstream does."""
         whole = normalised(image, self.device)[None]
-        return functional.interpolate(whole, size=self._size_hw, mode="bilinear", align_corners=False)
+        return functional.interpolate(whole, size=self._size_hw, mode="bilinear", align_corners=False)[0]
 
 
 @travels
@@ -109,11 +97,7 @@ def load(*, checkout: str | Path, checkpoint: str | Path, level: int = 2, device
         raise InputError(must_be("level", "0, 1, 2 or 3", repr(level)))
     state = read_checkpoint(checkpoint)
     backbone = _backbone(state)
-    fcn = backbone == "fcn-resnet101"
-    stubs = unused_packages()
-    if not fcn:
-        stubs["gluoncvth"] = Stub("gluoncvth")
-    code = Checkout(checkout, MMNet.upstream, stubs=stubs, packages=gluoncvth() if fcn else None)
+    code = Checkout(checkout, MMNet.upstream, **packages(fcn=backbone == "fcn-resnet101"))
     return MMNet(code, backbone, state, level, usable_device(device))
 
 

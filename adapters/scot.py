@@ -17,17 +17,16 @@ from kbc.images import Image
 from kbc.tensors import usable_device
 from kbc.types import Pair
 
-from .sandbox import Checkout, Stub, Upstream
+from .sandbox import Checkout, Upstream
 from .upstream import (
     UpstreamMatcher,
     check_imagenet,
-    gluoncvth,
     looks_like,
     normalised,
+    packages,
     read_checkpoint,
     require_finite,
     travels,
-    unused_packages,
     whole_numbers,
 )
 
@@ -180,10 +179,7 @@ def load(
             raise InputError(must_be("checkpoint", "gluoncv-torch's FCN-ResNet-101 for VOC", f"one of {guess}"))
     else:
         check_imagenet(weights, 6 if backbone == "resnet50" else 23, "checkpoint")
-    stubs = unused_packages()
-    if not fcn:
-        stubs["gluoncvth"] = Stub("gluoncvth")
-    code = Checkout(checkout, SCOT.upstream, stubs=stubs, packages=gluoncvth() if fcn else None, weights=weights)
+    code = Checkout(checkout, SCOT.upstream, weights=weights, **packages(fcn))
     if fcn:
         code.pretrained("gluoncvth.models", "get_fcn_resnet101_voc")
     return SCOT(code, plan, side, usable_device(device))

@@ -141,11 +141,13 @@ class UpstreamMatcher:
 
     def _images(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
         """Sources and targets (B, 3, h, w), as upstream's data sets prepare them: Pillow's resize, then normalised."""
-        source, target = (
-            torch.stack([normalised(pillow_resize(image, self._size_hw), self.device) for image in images])
-            for images in ([pair.source for pair in pairs], [pair.target for pair in pairs])
-        )
+        sides = ([pair.source for pair in pairs], [pair.target for pair in pairs])
+        source, target = (torch.stack([self._image(image) for image in images]) for images in sides)
         return source, target
+
+    def _image(self, image: Image) -> Tensor:
+        """One of them (3, h, w)."""
+        return normalised(pillow_resize(image, self._size_hw), self.device)
 
     # The loop --------------------------------------------------------------------------------------------------
 
@@ -327,29 +329,27 @@ def whole_numbers(argument: str, values: Any) -> tuple[int, ...]:
         raise InputError(must_be(argument, "whole numbers, e.g. (0, 8)", repr(values))) from error
 
 
-def unused_packages() -> dict[str, object]:
-    """Stubs for what SCOT, MMNet and gluoncv-torch import and a forward pass never needs."""
+def packages(fcn: bool) -> dict[str, Any]:
+    """What `Checkout` is told of the packages that SCOT and MMNet import: stubs, and gluoncv-torch for an FCN backbone.
+
+    Raises:
+        MissingDependencyError: it is needed and not installed.
+    """
 
     def nothing(*args: object, **options: object) -> None:
         """Stands for the transforms that gluoncv-torch makes while it is imported."""
 
     transforms = {name: nothing for name in ("Compose", "ToTensor", "Normalize")}
     names = ("skimage", "PIL", "tqdm", "matplotlib")
-    return {"torchvision": Stub("torchvision", **transforms), **{name: Stub(name) for name in names}}
-
-
-def gluoncvth() -> dict[str, Path]:
-    """The installed gluoncv-torch, as a package to run in the sandbox.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
+    stubs = {"torchvision": Stub("torchvision", **transforms), **{name: Stub(name) for name in names}}
+    if not fcn:
+        return {"stubs": {**stubs, "gluoncvth": Stub("gluoncvth")}}
     found = find_spec("gluoncvth")
     if found is None or not found.submodule_search_locations:
         raise MissingDependencyError(
             "an FCN backbone needs gluoncv-torch 0.0.5; run: pip install --no-deps gluoncv-torch==0.0.5"
         )
-    return {"gluoncvth": Path(found.submodule_search_locations[0])}
+    return {"stubs": stubs, "packages": {"gluoncvth": Path(found.submodule_search_locations[0])}}
 
 
 def require_finite(what: str, values: Tensor) -> None:

@@ -21,7 +21,7 @@ import torch
 from adapter_layers import FOLDERS, NAMES, Layer, example, scene, shifted
 from kbc_adapters.mmnet import MMNet
 from kbc_adapters.sandbox import Checkout
-from kbc_adapters.upstream import gluoncvth, unused_packages
+from kbc_adapters.upstream import packages
 from test_adapters import small_object
 
 import kbc
@@ -163,7 +163,7 @@ def test_real_fcn_backbones_run_with_gluoncv(real: Layer, tmp_path: Path) -> Non
     """What MMNet's released models need. Equal to upstream's own transfer of upstream's own forward pass."""
     if find_spec("gluoncvth") is None:
         pytest.skip("needs gluoncv-torch: pip install --no-deps gluoncv-torch==0.0.5")
-    code = Checkout(real.checkout("mmnet"), MMNet.upstream, stubs=unused_packages(), packages=gluoncvth())
+    code = Checkout(real.checkout("mmnet"), MMNet.upstream, **packages(fcn=True))
     code.untrained("gluoncvth.models", "get_fcn_resnet101_voc")
     options = SimpleNamespace(backbone_name="fcn-resnet101", ms_rate=4, feature_channel=21)
     with code.building(torch.device("cpu")):
