@@ -36,6 +36,24 @@ def test_a_process_that_dies_is_an_error_that_says_what_to_do(death: str) -> Non
         list(pool.map(os._exit, [9, 9]))
 
 
+KILLED = """
+import os, signal, sys
+from kbc.processes import one_thread, worker_processes
+
+if __name__ == "__main__":
+    with worker_processes(2, one_thread) as pool:
+        print(*{pool.submit(os.getpid).result() for _ in range(4)}, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_the_processes_end_when_the_one_above_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    done = subprocess.run([sys.executable, str(tmp_path / "killed.py")], stdout=subprocess.PIPE, timeout=120)
+    assert done.stdout  # read to its end: the processes below, which hold the pipe as well, have ended
+
+
 TRANSFER = """
 import os
 from pathlib import Path

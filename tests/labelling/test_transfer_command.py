@@ -202,14 +202,14 @@ def test_the_last_run_asks_about_nothing_that_a_shard_has_done(folder: Path) -> 
 
 
 SLOW = """
-import time
+import os, time
 from rectangles import find_red
 
 def load():
     return slowly
 
 def slowly(source, target, keypoints):
-    time.sleep({pause})
+    time.sleep(float(os.environ["PAUSE"]))
     return find_red(source, target, keypoints)
 """
 
@@ -218,13 +218,13 @@ class Process:
     """A transfer in a process of its own, with a matcher that takes its time."""
 
     def __init__(self, folder: Path, out: Path, pause: float, *options: str) -> None:
-        (folder / "slow.py").write_text(SLOW.format(pause=pause))
+        (folder / "slow.py").write_text(SLOW)
         self.journals = [out.parent / f"{out.name}.journal", *(journal_path(out, (i, 2)) for i in (0, 1))]
         path = os.pathsep.join([str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, "-m", "kbc", "transfer", str(folder / "labels.json"), "--quiet", "--out", str(out)]
         self.process = subprocess.Popen(
             [*command, "--matcher", "slow:load", *options],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PAUSE": str(pause)},
             stderr=subprocess.PIPE,
         )
 
