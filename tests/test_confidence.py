@@ -167,7 +167,7 @@ class Shifted:
     def _one(self, pair: kbc.Pair) -> np.ndarray:
         if pair.source.shape != (240, 320, 3):
             return np.asarray(self.through_windows(pair.keypoints))
-        answers = pair.keypoints + (60.0, 0.0)
+        answers = pair.keypoints + np.array((60.0, 0.0))
         answers[0] = (300.0, 230.0)
         return answers
 
