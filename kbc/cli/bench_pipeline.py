@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import kbc
-from kbc.cli.options import key_values
+from kbc.cli.options import options_of
 from kbc.cli.text import markdown_table
 from kbc.data.scenes.render import scene_pair
 from kbc.errors import InputError, must_be
@@ -291,8 +291,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> list[Cost]:
     """What the options ask for."""
     matcher, inputs = None, [(0, 0, 0)]
+    options = options_of(args)
     if args.matcher:
-        options = key_values(args.option) | ({} if args.device == "cpu" else {"device": args.device})
+        options |= {} if args.device == "cpu" else {"device": args.device}
         matcher = kbc.load_matcher(args.matcher, **options)
     else:
         inputs = [_whole(text, "/", 3) for text in args.inputs.split(",")]

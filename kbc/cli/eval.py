@@ -151,6 +151,8 @@ def protocol_for(args: argparse.Namespace, source: Source, dataset: Dataset) -> 
 def _sources(args: argparse.Namespace) -> list[Source]:
     if bool(args.suite) == bool(args.data):
         raise InputError(must_be("--data or --suite", "given, one of them", "both" if args.suite else "neither"))
+    if args.suite and args.root:
+        raise InputError(must_be("--root", "given together with --data", repr(args.root)))
     options = key_values(args.data_option, "--data-option")
     asked = None if args.shrink is None else _floats("--shrink", args.shrink)
     if args.data:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from kbc.cli import say_problems
-from kbc.cli.options import key_values
+from kbc.cli.options import options_of
 from kbc.cli.ui_guard import Guard, without_folders
 from kbc.data.records import explain
 from kbc.errors import InputError, KBCError, must_be
@@ -41,10 +41,10 @@ _M = TypeVar("_M", bound=BaseModel)
 
 def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
-    root = None if args.root is None else Path(args.root)
-    labels = LabelFile(Path(args.labels), root)
+    options = options_of(args)
+    made_by = None if args.matcher is None else {"matcher": args.matcher, "options": options}
+    labels = LabelFile(Path(args.labels), None if args.root is None else Path(args.root))
     say_problems(labels.problems)
-    made_by = None if args.matcher is None else {"matcher": args.matcher, "options": key_values(args.option)}
     server = LabelServer(labels, made_by, args.host, args.port)
     print(f"kbc ui: {server.url} ; Ctrl-C ends it", file=sys.stderr)
     if not args.no_browser:

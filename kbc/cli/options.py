@@ -80,6 +80,18 @@ def key_values(given: list[str], argument: str = "--option") -> dict[str, Any]:
     return found
 
 
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """--option of a command that has a matcher of its own where --matcher names none.
+
+    Raises:
+        InputError: as `key_values`, or options for no matcher.
+    """
+    options = key_values(args.option)
+    if options and args.matcher is None:
+        raise InputError(must_be("--option", "given together with --matcher", ", ".join(options)))
+    return options
+
+
 def _value(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:

@@ -74,6 +74,7 @@ def test_a_function_as_the_matcher() -> None:
         (["--batch", "two"], "--batch"),
         (["--device", "cuda:99"], "device"),
         (["--rounds", "0"], "rounds"),
+        (["--option", "size=5"], "together with --matcher"),
     ],
 )
 def test_wrong_options_are_refused_before_measuring(

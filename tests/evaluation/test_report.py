@@ -247,6 +247,7 @@ def test_a_suite_holds_every_set_and_willow_shrunk(root: Path) -> None:
         ("--data coco --option chm.size=3", "--option"),
         ("--data coco --matcher hog --matcher hog", "once each"),
         ("--suite /nowhere", "--suite"),
+        ("--suite x --root y", "`--root` must be given together with --data"),
         ("--data coco --size 200.5", "`--size` must be whole pixels"),
         ("--data coco --size 0", "`--size` must be whole pixels"),
         ("--data coco --localizer ,", "`--localizer` must be names"),

@@ -199,6 +199,7 @@ def test_what_is_wrong_is_said_before_the_page_opens(
         (["--labels", str(folder / "broken.json")], "broken.json"),
         (["--labels", str(folder / "keypoints.json"), "--port", port], "--port"),
         (["--root", str(folder)], "--labels"),
+        (["--labels", str(folder / "keypoints.json"), "--option", "size=5"], "together with --matcher"),
     ):
         assert main(["ui", "--no-browser", *given]) != 0
         assert said in capsys.readouterr().err
