@@ -112,32 +112,32 @@ def combined(answers: Answers, group: npt.NDArray[np.intp]) -> tuple[Points, Sco
     points = np.full(answers.points.shape[1:], np.nan)
     confidence = np.zeros(len(points))
     for index in range(len(points)):
-        said = group[defined(answers.points[group, index])]
-        if len(said) == 0:
+        answering = group[defined(answers.points[group, index])]
+        if len(answering) == 0:
             continue
-        places, voice = answers.points[said, index], sure[said, index]
-        votes = voice**2 + 1e-9
-        points[index] = _meeting(places, votes, REACH * size)
-        near = _near(places, points[index], REACH * size)
-        share = float((near * votes).sum() / ((sure[:, index] ** 2).sum() + 1e-9 * len(sure)))
-        surest = float(np.clip((near * voice).max(), _LEAST, 1 - _LEAST))
+        places, certainty = answers.points[answering, index], sure[answering, index]
+        weights = certainty**2 + 1e-9
+        points[index] = _mean_shift(places, weights, REACH * size)
+        support = _gaussian(places, points[index], REACH * size)
+        share = float((support * weights).sum() / ((sure[:, index] ** 2).sum() + 1e-9 * len(sure)))
+        surest = float(np.clip((support * certainty).max(), _LEAST, 1 - _LEAST))
         asked = int(np.count_nonzero(sure[:, index] > 0)) or 1
         odds = np.log(surest / (1 - surest)) + BY_SHARE * (min(share, 1.0) - 1) + BY_NUMBER * np.log(asked)
         confidence[index] = 1 / (1 + np.exp(-odds))
     return points, confidence, size
 
 
-def _near(places: Points, point: Points, reach: float) -> npt.NDArray[np.float64]:
+def _gaussian(places: Points, point: Points, deviation: float) -> npt.NDArray[np.float64]:
     """How much (K, 2) places support a point (2,), [0, 1]."""
     away = np.linalg.norm(places - point, axis=1)
-    return np.asarray(np.exp(-0.5 * (away / max(reach, 1e-9)) ** 2))
+    return np.asarray(np.exp(-0.5 * (away / max(deviation, 1e-9)) ** 2))
 
 
-def _meeting(places: Points, votes: npt.NDArray[np.float64], reach: float) -> Points:
-    """Where votes (K,) for places (K, 2) meet: mean shift from the best supported place."""
-    support = [float((_near(places, place, reach) * votes).sum()) for place in places]
+def _mean_shift(places: Points, weights: npt.NDArray[np.float64], deviation: float) -> Points:
+    """The mode of places (K, 2) of some weight (K,), from the best supported of them."""
+    support = [float((_gaussian(places, place, deviation) * weights).sum()) for place in places]
     point: Points = places[int(np.argmax(support))]
     for _ in range(4):
-        weight = _near(places, point, reach) * votes
-        point = (places * weight[:, None]).sum(axis=0) / weight.sum()
+        near = _gaussian(places, point, deviation) * weights
+        point = (places * near[:, None]).sum(axis=0) / near.sum()
     return point
