@@ -197,27 +197,24 @@ class Checkout:
 
     def untrained(self, module: str, *names: str) -> None:
         """Make these functions of a module ignore `pretrained=True`: the checkpoint holds the weights."""
-        loaded = self.module(module)
         for name in names:
             build = self.get(module, name)
 
             def plain(pretrained: bool = False, *args: Any, _build: Any = build, **options: Any) -> Any:
                 return _build(False, *args, **options)
 
-            setattr(loaded, name, plain)
+            setattr(self.module(module), name, plain)
 
-    def pretrained(self, module: str, *names: str) -> None:
-        """Make these functions of a module build an untrained model and load the user's weights into it."""
-        loaded = self.module(module)
-        for name in names:
-            build = self.get(module, name)
+    def pretrained(self, module: str, name: str) -> None:
+        """Make a function of a module build an untrained model and load the user's weights into it."""
+        build = self.get(module, name)
 
-            def filled(*args: Any, _build: Any = build, **options: Any) -> Any:
-                model = _build(False)
-                model.load_state_dict(dict(self._weights or {}))
-                return model
+        def filled(*args: Any, **options: Any) -> Any:
+            model = build(False)
+            model.load_state_dict(dict(self._weights or {}))
+            return model
 
-            setattr(loaded, name, filled)
+        setattr(self.module(module), name, filled)
 
     @contextmanager
     def building(self, device: torch.device) -> Iterator[None]:

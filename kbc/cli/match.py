@@ -14,7 +14,7 @@ import numpy as np
 
 from kbc.cli import two_columns
 from kbc.cli.options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box
-from kbc.cli.points import POINTS_HELP, NamedPoints, parse_points
+from kbc.cli.points import POINTS_HELP, parse_points
 from kbc.errors import InputError, must_be
 from kbc.evaluation.outcomes import rows
 from kbc.files import is_file, output_file, refuse_overwriting, write_json
@@ -98,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
         full = viz.draw_answer(pair, result, title=title)["kbc"] if isinstance(result, MatchResult) else None
         viz.save(full or viz.draw_match(pair, result, title=title), args.plot)
     if args.json:
-        write_json({"matcher": args.matcher, "source": args.source, "target": args.target, **_asked(given),
-                    **as_dict(result)}, args.json, "--json")  # fmt: skip
+        asked = {"source_keypoints": rows(given.points), **({"names": list(given.names)} if given.names else {})}
+        said = {"matcher": args.matcher, "source": args.source, "target": args.target, **asked, **as_dict(result)}
+        write_json(said, args.json, "--json")
     if args.json != "-":
         print(table(pair, result, given.names))
     for note in [*notes(args.source, args.target, pair), *getattr(result, "notes", ())]:
@@ -145,11 +146,6 @@ def match(pair: Pair, name: str, options: dict[str, Any], settings: dict[str, An
         return run_matcher(matcher, [pair])[0]
     result: MatchResult = wrap(matcher, **settings).match([pair])[0]
     return result
-
-
-def _asked(given: NamedPoints) -> dict[str, object]:
-    """The points that were asked for as JSON, with their names where the file has them."""
-    return {"source_keypoints": rows(given.points), **({"names": list(given.names)} if given.names else {})}
 
 
 def as_dict(result: Match) -> dict[str, object]:

@@ -63,7 +63,8 @@ class Server:
         from kbc.cli.matchers import details
         from kbc.matchers.registry import GROUP
 
-        ready = [e["name"] for e in map(details, entry_points(group=GROUP)) if _needs_nothing(e)]
+        usable = [e for e in map(details, entry_points(group=GROUP)) if not e["about"].startswith("not usable here")]
+        ready = [e["name"] for e in usable if not any(option.get("required") for option in e["options"].values())]
         return sorted({self.matcher, *ready})
 
 
@@ -290,11 +291,6 @@ def launch_options(host: str = "127.0.0.1") -> dict[str, Any]:
 
 
 STYLE = "#kbc-source img, #kbc-target img { cursor: crosshair; user-select: none; -webkit-user-drag: none; }"
-
-
-def _needs_nothing(entry: dict[str, Any]) -> bool:
-    usable = not entry["about"].startswith("not usable here")
-    return usable and not any(option.get("required") for option in entry["options"].values())
 
 
 def _theme() -> Any:

@@ -48,17 +48,12 @@ def bars(report: Report, path: Path) -> Path:
             ink, hatch = _INK[place % len(_INK)], _HATCH[place % len(_HATCH)]
             ax.bar(at, heights, step, label=label, color=ink, hatch=hatch, edgecolor="white", linewidth=0.5)
         ax.set_xticks(np.arange(len(groups)), groups, fontsize=8, rotation=0 if names is None else 15)
-        ax.set_ylabel(_measured(report), fontsize=8)
+        ax.set_ylabel(f"{report.headlines()}, %", fontsize=8)
         whole = "mean over the data sets" if len(datasets) > 1 else datasets[0].name
         ax.set_title(str(names or whole), fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, ncols=min(len(labels), 3), frameon=False, loc="upper left", bbox_to_anchor=(0, -0.12))
     return viz.save(figure, path)
-
-
-def _measured(report: Report) -> str:
-    """What the heights are: PCK at the threshold that the report leads with."""
-    return f"{report.headlines()}, %"
 
 
 def against_size(report: Report, path: Path) -> Path:
@@ -79,7 +74,7 @@ def against_size(report: Report, path: Path) -> Path:
             ax.fill_between(middle, low, high, color=ink, alpha=0.08, lw=0)
         ax.set_title(matcher, fontsize=9)
         ax.set_xlabel("longest side of the box / image side", fontsize=8)
-        ax.set_ylabel(_measured(report), fontsize=8)
+        ax.set_ylabel(f"{report.headlines()}, %", fontsize=8)
         ax.set_ylim(0, 100)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=7, frameon=False)

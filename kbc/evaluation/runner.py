@@ -192,7 +192,8 @@ def _run_shard(
     index, count = shard
     work = [(dataset, run, _missing(dataset, run, done, index, count)) for dataset in datasets for run in plan.runs]
     total, finished = sum(len(missing) for *_, missing in work), 0
-    with OutcomeFile(folder / _file_name(index, count)) as file:
+    name = "pairs.jsonl" if count == 1 else f"pairs.{index + 1}-of-{count}.jsonl"
+    with OutcomeFile(folder / name) as file:
         for dataset, run, missing in work:
             if not missing:
                 continue
@@ -212,10 +213,6 @@ def _missing(
     dataset.shard(index, count)  # refuses a wrong shard
     mine = list(enumerate(dataset.records))[index::count]
     return [(i, record) for i, record in mine if (dataset.name, run.name, record.id) not in done]
-
-
-def _file_name(index: int, count: int) -> str:
-    return "pairs.jsonl" if count == 1 else f"pairs.{index + 1}-of-{count}.jsonl"
 
 
 def execute_jobs(
