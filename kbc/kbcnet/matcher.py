@@ -145,10 +145,6 @@ class KBCNet(FeatureMatcher):
         maps = torch.stack(self.features(images))
         return self.network.split(maps * self.network.parts**0.5)
 
-    def _refined(self, maps: Tensor) -> Tensor:
-        """The part (C, h, w) of one image's features that CSFA refined, of unit length."""
-        return functional.normalize(self.network.split(maps[None])[0][0], dim=0)
-
     def _compared(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Per pair (N, h, w) refined similarity; NaN where the keypoint is undefined."""
         rows: list[Tensor] = []
