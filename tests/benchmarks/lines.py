@@ -24,8 +24,8 @@ CONCERNS = {
     "KBCNet": "kbcnet/*",
     "4D convolution": "ops/*",
     "matchers": "matchers/* builtin.py features.py matcher.py networks.py registry.py resnet.py voting.py",
-    "KBC itself": "config.py tuning.py cropping.py support.py layout.py probe.py localize.py verify.py judge.py "
-    "pipeline.py",
+    "KBC itself": "config.py tuning.py cropping.py support.py layout.py probe.py localize.py confidence.py verify.py "
+    "judge.py pipeline.py",
     "ground": "*",
 }
 
