@@ -40,7 +40,6 @@ class _Image(Record):
     bbox: _Four
     keypoints: list[float]
     name: str = ""
-    supercategory: str = ""
     file_name: str = ""
 
 
