@@ -55,27 +55,33 @@ def test_the_processes_end_when_the_one_above_is_killed(tmp_path: Path) -> None:
 
 
 TRANSFER = """
-import os
+import os, sys, time
 from pathlib import Path
 from kbc.errors import MatcherError
 from kbc.labelling.job import Workers
 
-def dies(image, boxes=None):
-    os._exit(9)
+def work(image, boxes=None):
+    if image.stem == "dies":
+        os._exit(9)
+    time.sleep(0.2)
 
 def build():
-    return dies
+    return work
 
 if __name__ == "__main__":
     try:
-        list(Workers(2, build)([(Path("a.png"), None), (Path("b.png"), None)]))
-    except MatcherError as error:
-        print(error)
+        for _ in Workers(2, build)([(Path(name), None) for name in sys.argv[1:]]):
+            raise KeyboardInterrupt
+    except (MatcherError, KeyboardInterrupt) as error:
+        print(repr(error))
 """
 
 
-def test_a_transfer_whose_process_is_killed_ends(tmp_path: Path) -> None:
+def test_a_transfer_whose_process_is_killed_or_that_is_interrupted_ends(tmp_path: Path) -> None:
     script = tmp_path / "transfer.py"
     script.write_text(TRANSFER)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, str(script)]
+    done = subprocess.run([*command, "dies", "dies"], capture_output=True, text=True, timeout=120)
     assert "ended before its work was done" in done.stdout
+    done = subprocess.run([*command, *"abcdefgh"], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("KeyboardInterrupt()\n", "")

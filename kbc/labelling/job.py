@@ -49,7 +49,10 @@ class Workers:
             yield from (self.labeller(*task) for task in tasks)
             return
         with worker_processes(min(self.jobs, len(tasks)), _begin, self.build) as pool:
-            yield from pool.map(_work, tasks)
+            for future in [
+                pool.submit(_work, task) for task in tasks
+            ]:  # `map` cancels, and then a broken pool complains
+                yield future.result()
 
 
 _labeller: Labeller | None = None
