@@ -28,7 +28,7 @@ def progress_bar(unit: str = "pair", wanted: bool = True) -> Iterator[Callable[[
 
         def draw(done: int, total: int, label: str) -> None:
             nonlocal bar
-            bar = bar or stack.enter_context(tqdm(unit=unit, dynamic_ncols=True, total=total, initial=done - 1))
+            bar = bar or stack.enter_context(tqdm(unit=unit, dynamic_ncols=True, total=total, initial=max(done - 1, 0)))
             bar.set_description(label, refresh=False)
             bar.update(done - bar.n)
 

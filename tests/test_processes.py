@@ -12,6 +12,7 @@ import pytest
 
 from kbc.errors import MatcherError
 from kbc.processes import one_thread, worker_processes
+from kbc.progress import progress_bar
 
 
 def test_the_processes_work_and_are_gone_afterwards() -> None:
@@ -34,6 +35,16 @@ def test_a_process_that_dies_is_an_error_that_says_what_to_do(death: str) -> Non
     told = r"of --jobs ended before its work was done.*fewer --jobs"
     with pytest.raises(MatcherError, match=told), worker_processes(2, begin) as pool:
         list(pool.map(os._exit, [9, 9]))
+
+
+def test_a_bar_may_begin_with_nothing_done(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tqdm")
+    with progress_bar() as show:  # as `kbc eval --jobs` does
+        show(0, 40, "2 processes")
+        show(1, 40, "2 processes")
+    said = capfd.readouterr().err
+    assert "-1/40" not in said
+    assert "1/40" in said
 
 
 KILLED = """
