@@ -86,8 +86,8 @@ class Tuning:
     same_place: float = 0.1
     elsewhere: float = 1.5
     least_evidence: float = 0.2
-    calibration: tuple[float, ...] = (0.13, 4.24, -6.63, -1.21, 1.05, 0.79, 0.0)
-    calibration_forward: tuple[float, ...] = (-1.34, 4.06, -5.25, -0.75, 0.71, 0.84, 0.6)
+    calibration: tuple[float, ...] = (0.36, 3.29, -7.38, -1.06, 0.59, 0.78, 0.0)
+    calibration_forward: tuple[float, ...] = (-0.74, 4.1, -6.75, -0.78, 0.75, 0.41, -0.25)
 
 
 TUNING = Tuning()

@@ -209,7 +209,7 @@ class MatchResult(Match):
     >>> photo = np.zeros((40, 60, 3), np.uint8)
     >>> stays = kbc.wrap(lambda source, target, keypoints: keypoints)
     >>> stays.match([kbc.Pair(photo, photo, [[4, 5], [51, 8], [53, 33], [8, 30]])])[0]
-    MatchResult(4 points: 4 whole; confidence 0.96 … 0.96; cost 1.0)
+    MatchResult(4 points: 4 whole; confidence 0.95 … 0.95; cost 1.0)
     """
 
     coarse: Points = field(default_factory=lambda: np.empty((0, 2)))
