@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -49,10 +50,9 @@ class Workers:
             yield from (self.labeller(*task) for task in tasks)
             return
         with worker_processes(min(self.jobs, len(tasks)), _begin, self.build) as pool:
-            for future in [
-                pool.submit(_work, task) for task in tasks
-            ]:  # `map` cancels, and then a broken pool complains
-                yield future.result()
+            waiting = deque(pool.submit(_work, task) for task in tasks)  # `map` cancels: a broken pool complains then
+            while waiting:
+                yield waiting.popleft().result()  # and is forgotten
 
 
 _labeller: Labeller | None = None
