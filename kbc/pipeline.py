@@ -60,11 +60,6 @@ class _Work:
     points: Points = field(default_factory=lambda: np.empty((0, 2)))
     origin: tuple[Origin, ...] = ()
 
-    @property
-    def shown(self) -> FinePass | None:
-        """The pass whose windows the result shows: the best fine one, or the coarse one."""
-        return self.passes[0] if self.passes else self.whole
-
 
 class KBCMatcher:
     """A matcher with KBC around it; itself a matcher. Built by `wrap`.
@@ -367,23 +362,22 @@ def _box(work: _Work, found: FinePass) -> Box | None:
 
 def _chosen(work: _Work, config: KBCConfig) -> tuple[Points, tuple[Origin, ...]]:
     """Each keypoint's answer (N, 2), target pixels, and where it comes from."""
-    state, answer, shown = work.state, work.answer, work.shown
+    state, answer = work.state, work.answer
     assert state.coarse is not None
     count = len(state.known)
     points = state.coarse.own[:count].copy()
     asked = defined(state.pair.keypoints)
     origin: list[Origin] = [work.why_coarse if one else "undefined" for one in asked]
     cropped = bool(work.passes)
+    shown = work.passes[0] if cropped else work.whole
     whole = work.why_coarse == "coarse: not small" and config.joint
     if answer is not None and shown is not None and (cropped or whole):
         found = answer.points[:count] if config.joint else shown.seen.own[:count]
-        seen = shown.seen.target.shows(found)
-        for index in np.flatnonzero(asked):
-            if not state.known[index]:
-                origin[index] = "coarse: outside" if cropped else origin[index]
-            elif np.isnan(found[index]).any():
+        seen = state.known & shown.seen.target.shows(found)
+        for index in np.flatnonzero(asked if cropped else state.known):
+            if state.known[index] and np.isnan(found[index]).any():
                 origin[index] = "coarse: failed"
-            elif not seen[index] and cropped:
+            elif cropped and not seen[index]:
                 origin[index] = "coarse: outside"
             else:
                 points[index] = found[index]
