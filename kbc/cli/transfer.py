@@ -65,7 +65,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     labels.add_argument("--points", help="the points of LABELS, where it is a picture: see below")
     labels.add_argument("--source-box", metavar="X0,Y0,X1,Y1", help="where their object is, pixel edges")
     labels.add_argument(
-        "--root", metavar="DIR", help="folder that the COCO file's file names start from; default its own"
+        "--root",
+        metavar="DIR",
+        help="folder that the COCO file's file names start from; default what it names, or its own",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--boxes", metavar="FILE", help="a detector's boxes, COCO JSON: one set of points for each")

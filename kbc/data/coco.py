@@ -80,11 +80,12 @@ class CocoAnnotation(Record):
 
 @dataclass(frozen=True)
 class CocoFile:
-    """The entries of a COCO keypoints file that can be used."""
+    """The entries of a COCO keypoints file that can be used, and where it says that its pictures lie."""
 
     images: tuple[CocoImage, ...]
     annotations: tuple[CocoAnnotation, ...]
     categories: tuple[CocoCategory, ...]
+    folder: str | None = None
 
 
 class _Pairs(Record):
@@ -102,10 +103,13 @@ def read_coco(path: Path, problems: Problems) -> CocoFile:
         DataError: the file is no JSON object with the lists `images`, `annotations` and `categories`.
     """
     data = files.read_json(path)
+    info = data.get("info") if isinstance(data, dict) else None
+    said = info.get("images") if isinstance(info, dict) else None
     return CocoFile(
         unique_entries(data, "images", CocoImage, path, problems),
         unique_entries(data, "annotations", CocoAnnotation, path, problems),
         unique_entries(data, "categories", CocoCategory, path, problems),
+        said if isinstance(said, str) and "\0" not in said else None,  # others count their pictures there
     )
 
 
@@ -164,11 +168,18 @@ def layouts(root: Path) -> list[str]:
     return []
 
 
-def _image_folder(base: Path, annotations: str, pictures: Iterable[CocoImage]) -> Path:
-    """Where the pictures lie: the root, beside the file, or in a folder named as the file's part (`val2017`)."""
-    path = Path(annotations)
+def picture_folder(path: Path, data: CocoFile) -> Path:
+    """Where the pictures of a file lie that is named alone: where it says so, beside it, or as tools lay them out."""
+    if data.folder is not None:
+        return path.parent / data.folder
+    base = path.parent.parent if path.parent.name == "annotations" else path.parent
+    return _image_folder(base, path, data.images, path.parent)
+
+
+def _image_folder(base: Path, path: Path, pictures: Iterable[CocoImage], first: Path) -> Path:
+    """Where the pictures lie: `first`, the root, beside the file, or in a folder named as its part (`val2017`)."""
     part = path.stem.rpartition("_")[2]
-    folders = [base / name for name in ("", path.parent, "images", f"images/{part}", part)]
+    folders = [first, base, path.parent, *(base / name for name in ("images", f"images/{part}", part))]
     names = [picture.file_name for picture in pictures][:20]
 
     def holds(folder: Path, name: str) -> bool:
@@ -177,7 +188,7 @@ def _image_folder(base: Path, annotations: str, pictures: Iterable[CocoImage]) -
         except DataError:
             return False
 
-    return next((folder for folder in folders if any(holds(folder, name) for name in names)), base)
+    return next((folder for folder in folders if any(holds(folder, name) for name in names)), first)
 
 
 def open_coco(
@@ -225,8 +236,9 @@ def open_coco(
         raise InputError(must_be("occluded", "true, false, or the least v that counts", repr(occluded)))
     name = annotations or _one_layout(base)
     problems = Problems()
-    data = read_coco(inside(base, name, "annotations"), problems)
-    folder = _image_folder(base, name, data.images) if images is None else inside(base, images or ".", "images")
+    path = inside(base, name, "annotations")
+    data = read_coco(path, problems)
+    folder = _image_folder(base, path, data.images, base) if images is None else inside(base, images or ".", "images")
     visible = (1.0 if occluded else 2.0) if isinstance(occluded, bool) else float(occluded)
     reader = CocoReader(folder, data, problems, visible)
     wanted, notes = inside(base, pairs or "pairs.json", "pairs"), []

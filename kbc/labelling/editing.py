@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, StrictInt, ValidationError
 
-from kbc.data.coco import CocoAnnotation, CocoBox, read_coco
+from kbc.data.coco import CocoAnnotation, CocoBox, picture_folder, read_coco
 from kbc.data.records import Problems, Record, box_xywh, checked, inside
 from kbc.errors import DataError, InputError, must_be
 from kbc.files import read_json, write_json
@@ -57,10 +57,6 @@ class MadeBy(Record):
     min_confidence: float = 0.0
 
 
-class _Info(Record):
-    images: Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")] = "."
-
-
 class LabelFile:
     """A COCO keypoints file under correction; every change is written at once, fields that others put there stay.
 
@@ -68,7 +64,7 @@ class LabelFile:
 
     Args:
         path: as `kbc transfer` writes it, or any COCO keypoints file.
-        root: folder that its file names start from; by default the one that the file names, else its own.
+        root: folder that its file names start from; by default as in `read_labels`.
 
     Raises:
         DataError: it cannot be read, or no category names keypoints.
@@ -85,8 +81,7 @@ class LabelFile:
         read = read_coco(self.path, problems)
         self.document: dict[str, Any] = _finite(read_json(self.path))
         self._written = self._stamp()
-        said = checked(self._info, _Info, self.path).images
-        self.root = self.path.parent / said if root is None else Path(os.path.abspath(root))
+        self.root = Path(os.path.abspath(picture_folder(self.path, read) if root is None else root))
         self._images = {one.id: one for one in read.images}
         self._categories = {one.id: one for one in read.categories if one.keypoints}
         if not self._categories:

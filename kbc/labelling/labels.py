@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kbc.data.coco import CocoAnnotation, CocoReader, read_coco
+from kbc.data.coco import CocoAnnotation, CocoReader, picture_folder, read_coco
 from kbc.data.records import Problem, Problems, inside
 from kbc.errors import DataError, InputError, counted, must_be
 from kbc.files import as_path, is_file, read_text
@@ -120,14 +120,15 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
 
     Args:
         path: the JSON file.
-        root: folder that its `file_name`s start from; by default the one it lies in.
+        root: folder that its `file_name`s start from; by default the one that it names, that it lies in, or where tools
+            put them beside it.
 
     Raises:
         DataError: it cannot be read, or nothing in it is labelled that can be used.
     """
     problems = Problems()
     data = read_coco(path, problems)
-    base = _absolute(root or path.parent)
+    base = _absolute(root or picture_folder(path, data))
     reader = CocoReader(base, data, problems)
     exemplars: list[Exemplar] = []
     labelled: dict[Path, list[LabelledObject]] = {}
@@ -154,9 +155,10 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
         except DataError as error:
             problems.add("images", error)
     used = {one.category for one in exemplars}
+    named = [one for one in data.categories if one.keypoints]  # Roboflow's group may be called as its class is
     return Labels(
         tuple(exemplars),
-        tuple(Category(one.id, one.name, one.keypoints, one.skeleton) for one in data.categories if one.name in used),
+        tuple(Category(one.id, one.name, one.keypoints, one.skeleton) for one in named if one.name in used),
         {picture: tuple(found) for picture, found in labelled.items()},
         numbers,
         {numbers[i.id]: i.size_hw for i in data.images if i.size_hw is not None and i.id in numbers},
@@ -172,7 +174,7 @@ def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, Lab
     """
     picture, points, box, kind = reader.side(annotation.id)
     category = reader.categories[annotation.category_id]
-    if sum(one.name == category.name for one in reader.categories.values()) > 1:
+    if sum(one.name == category.name and bool(one.keypoints) for one in reader.categories.values()) > 1:
         raise DataError(must_be("category", "of a name of its own", f"two called {category.name!r}", "rename one"))
     if not category.keypoints:
         hint = "list them in the category's `keypoints`, in the order of the points"

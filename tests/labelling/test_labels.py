@@ -14,6 +14,7 @@ from kbc.data.records import Problems
 from kbc.errors import DataError, InputError
 from kbc.geometry import Box
 from kbc.labelling import Detection, find_images, read_detections, read_labels
+from kbc.labelling.editing import LabelFile
 
 
 def test_coco_labels_are_read(tmp_path: Path) -> None:
@@ -30,6 +31,34 @@ def test_coco_labels_are_read(tmp_path: Path) -> None:
     assert set(labels.labelled) == {paths[0]}
     assert labels.numbers == dict(enumerate(paths[:3], 1))
     assert labels.sizes[paths[1]] == (120, 160)
+
+
+@pytest.mark.parametrize(
+    ("place", "pictures"),
+    [
+        ("labels.json", "."),
+        ("annotations/person_keypoints_default.json", "images/default"),  # CVAT
+        ("annotations/person_keypoints_val2017.json", "val2017"),  # COCO
+        ("annotations/labels.json", "annotations"),
+    ],
+)
+def test_the_pictures_of_labels_are_found_where_tools_put_them(tmp_path: Path, place: str, pictures: str) -> None:
+    paths = write_folder(tmp_path / pictures)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    labels = read_labels(write_labels(tmp_path / place, {"0.png": BOXES[0]}, ("1.png",)))
+    assert [one.image for one in labels.exemplars] == paths[:1]
+    assert list(labels.numbers.values()) == paths[:2]
+
+
+@pytest.mark.parametrize("said", ["../photos", 3, "a\0b", None])
+def test_a_file_may_say_where_its_pictures_lie(tmp_path: Path, said: object) -> None:
+    """As `kbc transfer` does where they are not below it; others count them there."""
+    (tmp_path / "out").mkdir()
+    paths = write_folder(tmp_path / ("photos" if said == "../photos" else "out"))
+    path = write_labels(tmp_path / "out" / "labels.json", {"0.png": BOXES[0]})
+    path.write_text(json.dumps({**json.loads(path.read_text()), "info": {"images": said}}))
+    assert read_labels(path).exemplars[0].image == paths[0]
+    assert LabelFile(path).picture(1).samefile(paths[0])
 
 
 def test_hidden_points_are_no_exemplar_but_the_picture_is_labelled(tmp_path: Path) -> None:
@@ -103,6 +132,16 @@ def test_two_categories_of_one_name_are_not_mixed(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(DataError, match="two called 'thing'"):
         read_labels(path)
+
+
+def test_a_group_without_keypoints_may_be_called_as_its_class_is(tmp_path: Path) -> None:
+    """Roboflow writes one before the classes."""
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})
+    data = json.loads(path.read_text())
+    data["categories"].insert(0, {"id": 0, "name": "thing", "supercategory": "none"})
+    path.write_text(json.dumps(data))
+    assert [(one.id, one.keypoints) for one in read_labels(path).categories] == [(1, NAMES)]
 
 
 def test_labels_without_a_label_or_a_file_are_refused(tmp_path: Path) -> None:
