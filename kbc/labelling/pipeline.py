@@ -38,7 +38,8 @@ class FoundObject:
     Attributes:
         category: its class.
         names: what its points are called, as the category has them.
-        keypoints: (N, 2) in the picture's pixels, NaN where no exemplar shows the point or it is not sure enough.
+        keypoints: (N, 2) in the picture's pixels, NaN where no exemplar shows the point, where it would lie beyond the
+            picture's edge, or where it is not sure enough.
         confidence: (N,) in [0, 1]: how likely a point lies within a tenth of the object's size of the right place.
         box: where the object is, xyxy pixel edges.
         given: whether a detector gave the box.
@@ -173,7 +174,7 @@ class Labeller:
                 found = self._boxed(target, boxes)
         except KBCError as error:
             return Transferred(image, size, (), str(error), tuple(problems))
-        kept = [one.at_least(self.min_confidence) for one in found]
+        kept = [_in_picture(one, size).at_least(self.min_confidence) for one in found]
         seen = tuple(one for one in kept if defined(one.keypoints).any())
         return Transferred(image, size, seen, problems=tuple(problems))
 
@@ -314,6 +315,13 @@ def _usable(boxes: Sequence[Detection], target: Image) -> tuple[list[Detection],
         else:
             usable.append(one)
     return usable, problems
+
+
+def _in_picture(found: FoundObject, size_hw: tuple[int, int]) -> FoundObject:
+    """The object without the points beyond the picture's edge, where the layout of one that is cut off goes on."""
+    half = np.array(size_hw[::-1]) / 2
+    seen = (np.abs(found.keypoints + 0.5 - half) <= half).all(axis=1, keepdims=True)
+    return replace(found, keypoints=np.where(seen, found.keypoints, np.nan))
 
 
 def _confidence(result: MatchResult) -> Scores:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rectangles import BOXES, NAMES, find_red, picture, points_of, write_folder
+from rectangles import BOXES, NAMES, find_red, picture, points_of, red_box, write_folder
 
 import kbc
 from kbc.errors import InputError
@@ -56,6 +56,24 @@ def test_a_point_that_one_exemplar_shows_is_transferred() -> None:
     assert alone.confidence[0] == 0
     both = next(transfer([without, EXEMPLAR], [target], find_red)).objects[0]
     np.testing.assert_allclose(both.keypoints, points_of(BOXES[4]), atol=1.5)
+
+
+def test_points_beyond_the_edge_of_the_picture_are_not_in_it() -> None:
+    """The layout of an object that is cut off goes on there; as a label such a point is wrong."""
+
+    def goes_on(source: Any, target: Any, keypoints: Any) -> Any:
+        here, there = red_box(source), red_box(target)
+        if here is None or there is None:
+            return np.full_like(keypoints, np.nan)
+        return [there.x0, there.y0] + (keypoints - [here.x0, here.y0]) * there.height / here.height
+
+    edge = int(BOXES[0].center[0]) + 4
+    cut = picture(BOXES[0], seed=3)[:, :edge]
+    (one,) = Labeller([EXEMPLAR], goes_on)(cut).objects
+    beyond = points_of(BOXES[0])[:, 0] > edge - 0.5
+    assert 0 < beyond.sum() < len(NAMES)
+    np.testing.assert_array_equal(np.isnan(one.keypoints).all(axis=1), beyond)
+    assert (one.confidence[beyond] > 0).all()
 
 
 def test_categories_are_kept_apart() -> None:
