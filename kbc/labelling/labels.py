@@ -18,8 +18,11 @@ from kbc.files import as_path, is_file, read_text
 from kbc.geometry import Box, Points, as_points, defined
 from kbc.images import ImageLike
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
-"""What counts as a picture in a folder; a file that is named may be called anything."""
+SUFFIXES = frozenset(
+    f".{name}" for name in ("avif", "bmp", "gif", "jp2", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp")
+) | {".heic", ".heif", ".pbm", ".pgm", ".pnm", ".ppm"}
+"""What counts as a picture in a folder; a file that is named may be called anything. A telephone's .heic cannot
+be read, and is named: passed over in silence it would be missed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,8 +216,8 @@ def label_picture(path: Path, points: Mapping[str, tuple[float, float]], box: Bo
 def find_images(given: Iterable[str | Path]) -> list[Path]:
     """The pictures that files, folders, globs and lists name, each once, in order.
 
-    A folder gives the pictures in it, by name, without its own folders (`folder/**/*.jpg` looks there); a .txt file
-    holds one path a line, from its own folder.
+    A folder gives the pictures in it, by name, without hidden ones and its own folders (`folder/**/*.jpg` looks there);
+    a .txt file holds one path a line, from its own folder.
 
     Raises:
         InputError: something that is not there, a folder or glob without a picture, or no picture at all.
@@ -224,7 +227,7 @@ def find_images(given: Iterable[str | Path]) -> list[Path]:
     for entry in given:
         path = as_path(entry, "IMAGES")
         if os.path.isdir(path):
-            names = [one for one in sorted(path.iterdir()) if one.suffix.lower() in SUFFIXES and one.is_file()]
+            names = [one for one in sorted(path.iterdir()) if _is_picture(one)]
             hint = f"for its folders give {str(path / '**' / '*.jpg')!r}"
             found += _some(names, "a folder with pictures in it", f"none in {str(path)!r}", hint)
         elif path.suffix.lower() == ".txt" and is_file(path):
@@ -238,6 +241,11 @@ def find_images(given: Iterable[str | Path]) -> list[Path]:
             names = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]
             found += _some(names, "existing pictures, a folder or a glob", repr(str(entry)), "check the path")
     return list(dict.fromkeys(_absolute(one) for one in _some(found, "at least one picture", "none")))
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a folder's entry is one; a Mac writes ._1.jpg beside 1.jpg, which is none."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _absolute(path: Path) -> Path:

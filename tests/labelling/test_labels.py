@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from rectangles import BOXES, NAMES, points_of, write_folder, write_labels
@@ -13,6 +14,7 @@ from kbc.cli.points import parse_named_points
 from kbc.data.records import Problems
 from kbc.errors import DataError, InputError
 from kbc.geometry import Box
+from kbc.images import load_image
 from kbc.labelling import Detection, find_images, read_detections, read_labels
 from kbc.labelling.editing import LabelFile
 
@@ -144,6 +146,14 @@ def test_a_group_without_keypoints_may_be_called_as_its_class_is(tmp_path: Path)
     assert [(one.id, one.keypoints) for one in read_labels(path).categories] == [(1, NAMES)]
 
 
+@pytest.mark.parametrize("suffix", ["gif", "avif", "pnm", "JFIF", "webp"])
+def test_a_folder_gives_what_can_be_read(tmp_path: Path, suffix: str) -> None:
+    written = cv2.imencode(f".{suffix.replace('JFIF', 'jpg')}", np.full((8, 12, 3), 99, np.uint8))[1]
+    (tmp_path / f"1.{suffix}").write_bytes(written.tobytes())
+    (found,) = find_images([tmp_path])
+    assert load_image(found).shape == (8, 12, 3)
+
+
 def test_labels_without_a_label_or_a_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="labelled picture"):
         read_labels(write_labels(tmp_path / "labels.json", {}, ("0.png",)))
@@ -161,6 +171,10 @@ def test_pictures_are_found_in_folders_globs_and_lists(tmp_path: Path) -> None:
     assert find_images([str(tmp_path / "a" / "**" / "*.png")]) == sorted([*paths, *inner])
     assert find_images([listed]) == [paths[1], paths[0]]
     assert find_images([paths[2], tmp_path / "a"]) == [paths[2], *paths[:2], *paths[3:]]
+    for name in (".1.png", "._1.png"):
+        (tmp_path / "a" / name).write_bytes(b"hidden")
+    assert find_images([tmp_path / "a"]) == paths
+    assert find_images([tmp_path / "a" / ".1.png"]) == [tmp_path / "a" / ".1.png"]
     (tmp_path / "empty").mkdir()
     for wrong in (tmp_path / "empty", tmp_path / "gone.png", "nothing*.png"):
         with pytest.raises(InputError, match="IMAGES"):
