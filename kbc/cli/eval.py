@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kbc.cli import fitted
-from kbc.cli.options import key_values, matcher_reference
+from kbc.cli.options import key_values, matcher_reference, set_fields
 from kbc.data import KINDS, Dataset
 from kbc.errors import DataError, InputError, MissingDependencyError, as_text, counted, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes
@@ -181,7 +181,10 @@ def _runs(args: argparse.Namespace) -> list[Run]:
     modes = [mode.strip() for mode in args.localizer.split(",") if mode.strip()]
     if not modes:
         raise InputError(must_be("--localizer", f"names such as {LOCALIZERS}", repr(args.localizer)))
-    config = key_values(args.settings, "--set") | ({"budget": args.budget} if args.budget else {})
+    budget = {"budget": args.budget} if args.budget else {}
+    config = budget | set_fields(args, ("localizer", *budget))
+    if config and args.kbc == "off":
+        raise InputError(must_be("--kbc off", "given without KBC's own options", ", ".join(sorted(config))))
     asked = key_values(args.option)
     for key in asked:
         name = key.rpartition(".")[0]

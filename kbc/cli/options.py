@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from kbc.errors import InputError, must_be
@@ -56,7 +57,23 @@ def add_kbc_options(parser: argparse.ArgumentParser) -> None:
 def kbc_options(args: argparse.Namespace) -> dict[str, Any]:
     """The KBCConfig fields that were given."""
     chosen = {name: getattr(args, name) for name in ("localizer", "budget") if getattr(args, name) is not None}
-    return chosen | key_values(args.settings, "--set")
+    return chosen | set_fields(args, chosen)
+
+
+def set_fields(args: argparse.Namespace, said: Iterable[str]) -> dict[str, Any]:
+    """The fields of --set.
+
+    Args:
+        said: those that options of their own name already.
+
+    Raises:
+        InputError: one of these, or as `key_values`.
+    """
+    found = key_values(args.settings, "--set")
+    for name in said:
+        if name in found:
+            raise InputError(must_be("--set", f"without {name}, which --{name} names", f"{name}={found[name]}"))
+    return found
 
 
 def key_values(given: list[str], argument: str = "--option") -> dict[str, Any]:

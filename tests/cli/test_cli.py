@@ -484,6 +484,7 @@ def test_match_without_kbc_is_the_matcher_alone(photos: dict[str, str], capsys: 
         (("--points", "1,1", "--option", "sise=3"), "did you mean 'size'"),
         (("--points", "1,1", "--set", "margn=3"), "did you mean 'margin'"),
         (("--points", "1,1", "--set", "margin=-3"), "margin"),
+        (("--points", "1,1", "--set", "budget=fast", "--budget", "thorough"), "`--set` must be without budget"),
         (("--points", "1,1", "--target-box", "9,9,1,1"), "`--target-box` must be"),
     ],
 )
