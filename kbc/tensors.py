@@ -101,6 +101,16 @@ def unit_length(values: Tensor) -> Tensor:
     return values * values.square().sum(0).clamp_min_(1e-24).rsqrt_()
 
 
+def floating_type(network: object) -> torch.dtype:
+    """What numbers a network takes: its own, where it is a module (or a method of one) of one floating type."""
+    import torch
+
+    module = getattr(network, "__self__", network)
+    numbers = module.parameters() if isinstance(module, torch.nn.Module) else ()
+    found = {one.dtype for one in numbers if one.is_floating_point()}
+    return found.pop() if len(found) == 1 and min(one.itemsize for one in found) > 1 else torch.float32  # no fp8
+
+
 def warn_if_training(network: object, argument: str) -> None:
     """Warn of a network (or a method of one) whose dropout or batch statistics are those of training."""
     module = getattr(network, "__self__", network)

@@ -99,6 +99,35 @@ def test_networks_may_give_any_floating_type(dtype: torch.dtype) -> None:
     assert np.abs(found - centres).max() < 6
 
 
+class Held(torch.nn.Module):
+    """A network that computes in the type that its weights have, and takes no other."""
+
+    def __init__(self, compute: Callable[..., Any]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.compute = compute
+
+    def forward(self, *given: Any) -> Any:
+        assert all(one.dtype == self.weight.dtype for one in given if one.ndim > 2)
+        return self.compute(*(one.float() for one in given)).to(self.weight.dtype)
+
+    def encode(self, images: Any) -> Any:
+        return self.forward(images)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_are_given_the_floating_type_of_their_weights(dtype: torch.dtype) -> None:
+    for build in (
+        lambda: kbc.from_features(Held(patches).to(dtype), 8, size=128),
+        lambda: kbc.from_features(Held(patches).to(dtype).encode, 8, size=128),
+        lambda: kbc.from_correlation(Held(correlated).to(dtype), size=128),
+        lambda: kbc.from_flow(Held(still).to(dtype), size=128),
+        lambda: kbc.as_matcher(Held(lambda source, target, points: points).to(dtype), image="tensor"),
+    ):
+        found = kbc.wrap(build(), budget="fast").match([pair()])[0].keypoints
+        assert np.abs(found - POINTS).max() < 6
+
+
 @pytest.mark.parametrize(
     ("change", "cause"),
     [

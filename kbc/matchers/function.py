@@ -12,6 +12,7 @@ from kbc.errors import InputError, MatcherError, must_be
 from kbc.geometry import Points, defined
 from kbc.images import Image
 from kbc.matchers.protocol import Matcher, as_numbers, short_repr
+from kbc.tensors import floating_type
 from kbc.types import Match, Pair, Scores
 
 ImageForm = Literal["array", "tensor", "batch"]
@@ -71,6 +72,7 @@ class FunctionMatcher:
         import torch
 
         tensor = torch.from_numpy(image.copy()).to(self._device).permute(2, 0, 1).float() / 255
+        tensor = tensor.to(floating_type(self.function))
         return tensor if self._image == "tensor" else tensor[None]
 
     def _give_points(self, points: Points) -> Any:

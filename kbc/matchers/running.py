@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kbc.errors import MatcherError
-from kbc.tensors import real
+from kbc.tensors import floating_type, real
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,8 @@ class NetworkRunner:
         return torch.cat([self._call(network, tuple(x[i : i + 1] for x in inputs)) for i in range(count)])
 
     def _call(self, network: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Tensor:
-        values, count = self.numbers(network(*inputs)), len(inputs[0])
+        kind = floating_type(network)
+        values, count = self.numbers(network(*(one.to(kind) for one in inputs))), len(inputs[0])
         if values.shape[:1] != (count,):
             raise MatcherError(f"{self.who} must give ({count}, {self.form}), received {tuple(values.shape)}")
         return values
