@@ -423,6 +423,9 @@ def _doubts(pair: Pair, answers: Points) -> list[str]:
     if zeros and len(pair.keypoints) > 1:
         said = f"{counted(zeros, 'keypoint')} at exactly (0, 0)"
         found.append(f"{said}: where that stands for a point that is not there, give NaN")
+    box = pair.source_box
+    if box is not None and defined(pair.keypoints).any() and not box.contains(pair.keypoints).any():
+        found.append("`source_box` holds none of the keypoints: is it x0, y0, x1, y1, of the object that they are on?")
     if looks_per_cent(pair.keypoints, image_hw(pair.source)):
         found.append("all keypoints lie within 100 px of the corner (0, 0): are they per cent? pixels are expected")
     elif looks_per_cent(answers, image_hw(pair.target)):

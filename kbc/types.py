@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -174,8 +175,8 @@ def sure_points(keypoints: Points, confidence: Scores, least: float) -> Points:
     Raises:
         InputError: `least` is not in [0, 1].
     """
-    if not isinstance(least, (int, float)) or not 0 <= least <= 1:
-        raise InputError(must_be("min_confidence", "in [0, 1]", least))
+    if not isinstance(least, Real) or not 0 <= least <= 1:
+        raise InputError(must_be("min_confidence", "a number in [0, 1]", repr(least)))
     return np.where(np.nan_to_num(confidence)[:, None] >= least, keypoints, np.nan)
 
 

@@ -520,6 +520,8 @@ def test_a_few_points_are_found_where_many_are_and_only_they_come_back(count: in
     assert np.linalg.norm(boxed.keypoints - (points + 140), axis=1).max() < 4
     assert boxed.given == {"source"}
     assert boxed.notes == ()
+    away = kbc.wrap(plain).match([Pair(source, target, points, source_box=(300, 20, 340, 60))])[0]
+    assert any("`source_box` holds none of the keypoints" in note for note in away.notes)
 
 
 @pytest.mark.parametrize("options", [{"passes": 0}, {"localizer": "predicted"}])

@@ -31,13 +31,14 @@ class Exemplar:
 
     Attributes:
         image: the picture it is in; anything that `kbc.load_image` takes.
-        names: what the points are called, each once. Answers of several exemplars are joined by these.
+        names: what the points are called, each once, in order. Answers of several exemplars are joined by these.
         keypoints: (N, 2) in the picture's pixels, (0, 0) the centre of the top-left pixel; NaN where not visible.
         category: the object's class; exemplars of one category speak together.
         box: where the object is, xyxy pixel edges, when known; else the extent of its points.
 
     Raises:
-        InputError: names that are missing, empty or given twice, no visible point, or a box that is none.
+        InputError: names that are missing, empty or given twice, no visible point, or a box that is none or holds none
+            of the points.
 
     >>> import numpy as np
     >>> photo = np.zeros((40, 60, 3), np.uint8)
@@ -52,7 +53,8 @@ class Exemplar:
     box: Box | None = None
 
     def __post_init__(self) -> None:
-        names = tuple(self.names) if isinstance(self.names, Sequence) else ()
+        given: Any = self.names  # a list, an array, a column of a table
+        names = tuple(given) if isinstance(given, Iterable) and not isinstance(given, (set, frozenset)) else ()
         points = as_points(self.keypoints)
         if not all(isinstance(text, str) for text in (*names, self.category)):
             raise InputError(must_be("names and category", "text", repr((*names, self.category))))
@@ -67,7 +69,11 @@ class Exemplar:
         points.setflags(write=False)
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "keypoints", points)
-        object.__setattr__(self, "box", None if self.box is None else Box.of(self.box, "box"))
+        box = None if self.box is None else Box.of(self.box, "box")
+        if box is not None and not box.contains(points).any():
+            expected = "a box x0, y0, x1, y1 that holds the object's points"
+            raise InputError(must_be("box", expected, f"{box.xyxy}, which holds none of them"))
+        object.__setattr__(self, "box", box)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Points that were pickled or copied are read-only again."""
@@ -183,6 +189,13 @@ def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, Lab
         hint = "list them in the category's `keypoints`, in the order of the points"
         raise DataError(must_be(f"category {category.name!r}", "with named keypoints", "none", hint))
     given = box if kind == "annotated" else None
+    if given is not None and defined(points).any() and not given.contains(points).any():
+        expected = "x, y, width, height of a box that holds its visible points"
+        hint = "which holds none; the extent of its keypoints is used"
+        reader.problems.add(
+            "annotations", must_be(f"bbox of annotation {annotation.id}", expected, annotation.bbox, hint)
+        )
+        given = None
     xywh = None if given is None else (given.x0, given.y0, given.width, given.height)
     own = LabelledObject(category.name, annotation.keypoints or (), xywh)
     if not defined(points).any():

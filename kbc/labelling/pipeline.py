@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kbc.data.records import ImageCache
-from kbc.errors import InputError, KBCError, must_be
+from kbc.errors import InputError, KBCError, must_be, refuse_others
 from kbc.geometry import Box, Points, defined, distinct
 from kbc.images import Image, ImageLike, image_hw, load_image, require_cv2
 from kbc.labelling.combine import SAME_OBJECT_IOU, Answers, by_name, combined, object_box, objects
@@ -101,9 +102,9 @@ def transfer(
         exemplars: labelled objects; those of one category speak together, joined by the names of their points.
         images: paths, arrays or tensors; opened one at a time.
         matcher: a matcher or function, or one that `kbc.wrap` made with options of your own.
-        boxes: a detector's boxes, by the paths that `images` are then: one set of points for each. A picture without
-            any gets none; one that is outside its picture becomes one of its `problems`, the others are answered.
-            Without `boxes` objects are looked for.
+        boxes: a detector's boxes, by the paths that `images` are then, as written there: one set of points for each. A
+            picture without any gets none; a box outside its picture, or of a category without an exemplar, becomes one
+            of its `problems`, the others are answered. Without `boxes` objects are looked for.
         instances: how many objects of a category a picture may hold; further ones must be fairly sure.
         ask: how many exemplars of a category are asked about a picture, the likest first.
         min_confidence: less sure points become NaN; an object without points is left out.
@@ -114,8 +115,8 @@ def transfer(
 
     Raises:
         InputError: before anything is matched: no exemplar, one whose picture cannot be read or whose points lie far
-            outside it, a number out of range, or a wrapped matcher that gives no confidence. With `boxes`, as soon as
-            one of `images` is no path.
+            outside it, a number out of range, a wrapped matcher that gives no confidence, or `boxes` by the mere
+            names of pictures. With `boxes`, as soon as one of `images` is no path.
 
     >>> import kbc, numpy as np
     >>> photo = np.zeros((40, 60, 3), np.uint8)
@@ -125,9 +126,10 @@ def transfer(
     2
     """
     labeller = Labeller(exemplars, matcher, instances, ask, min_confidence)
-    if isinstance(images, (str, os.PathLike)) or not isinstance(images, Iterable):
-        raise InputError(must_be("images", "a list of pictures", f"{images!r:.60}"))
-    held = None if boxes is None else _held(boxes)
+    one: Any = images
+    if isinstance(one, (str, os.PathLike)) or not isinstance(one, Iterable) or getattr(one, "ndim", 4) < 4:
+        raise InputError(must_be("images", "a list of pictures", f"{one!r:.60}", "put a single one into a list"))
+    held = None if boxes is None else _held(boxes, images)
     return (labeller(image, None if held is None else _boxes_in(image, held)) for image in images)
 
 
@@ -146,7 +148,7 @@ class Labeller:
             raise InputError(must_be("exemplars", "a list of kbc.Exemplar, at least one", f"{exemplars!r:.60}"))
         self.exemplars = tuple(exemplars)
         for name, value in (("instances", instances), ("ask", ask)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, Integral) or value < 1:
                 raise InputError(must_be(name, "a whole number, at least 1", value))
         sure_points(np.empty((0, 2)), np.empty(0), min_confidence)  # which checks it
         self.matcher = matcher if isinstance(matcher, KBCMatcher) else wrap(matcher)
@@ -155,7 +157,7 @@ class Labeller:
             expected = "wrapped with passes above 0 and localizer 'best', 'consensus' or 'search'"
             received = f"passes={config.passes}, localizer={config.localizer!r}"
             raise InputError(must_be("matcher", expected, received, "the others do not tell how sure a point is"))
-        self.instances, self.ask, self.min_confidence = instances, ask, min_confidence
+        self.instances, self.ask, self.min_confidence = int(instances), int(ask), min_confidence
         self.categories = categories_of(self.exemplars)
         self._open = ImageCache(load_image)
         self._thumbnails = [self._shown(index) for index in range(len(self.exemplars))]
@@ -170,7 +172,7 @@ class Labeller:
             if boxes is None:
                 found = self._search(target)
             else:
-                boxes, problems = _usable(boxes, target)
+                boxes, problems = _usable(boxes, target, {one.name for one in self.categories})
                 found = self._boxed(target, boxes)
         except KBCError as error:
             return Transferred(image, size, (), str(error), tuple(problems))
@@ -287,7 +289,9 @@ class Labeller:
         return max(own, 1.0)
 
 
-def _held(boxes: Mapping[str | Path, Sequence[Detection]]) -> dict[Path, tuple[Detection, ...]]:
+def _held(
+    boxes: Mapping[str | Path, Sequence[Detection]], images: Iterable[ImageLike]
+) -> dict[Path, tuple[Detection, ...]]:
     try:
         held = {Path(path): tuple(found) for path, found in boxes.items()}
         sound = all(isinstance(one, Detection) for found in held.values() for one in found)
@@ -295,6 +299,14 @@ def _held(boxes: Mapping[str | Path, Sequence[Detection]]) -> dict[Path, tuple[D
         sound = False
     if not sound:
         raise InputError(must_be("boxes", "path → a list of kbc.labelling.Detection", f"{boxes!r:.60}"))
+    listed = images if isinstance(images, Sequence) else ()
+    paths = {Path(one) for one in listed if isinstance(one, (str, os.PathLike))}
+    unused = {key.name: key for key in held.keys() - paths}
+    for path in sorted(paths - held.keys()):
+        key = unused.get(path.name)
+        if key is not None and path.parts[-len(key.parts) :] == key.parts:
+            received = f"{str(key)!r}, where `images` has {str(path)!r}"
+            raise InputError(must_be("boxes", "by the paths that `images` are, as written there", received))
     return held
 
 
@@ -304,12 +316,14 @@ def _boxes_in(image: ImageLike, boxes: Mapping[Path, Sequence[Detection]]) -> Se
     return boxes.get(Path(image), ())
 
 
-def _usable(boxes: Sequence[Detection], target: Image) -> tuple[list[Detection], list[str]]:
+def _usable(boxes: Sequence[Detection], target: Image, known: set[str]) -> tuple[list[Detection], list[str]]:
     """The boxes that a picture can be asked in, and what is wrong with the others."""
     usable, problems = [], []
     for one in boxes:
         try:
             box_inside(one.box, target, "box")
+            if one.category is not None:
+                refuse_others("category", one.category, sorted(known))
         except InputError as error:
             problems.append(str(error))
         else:
@@ -325,8 +339,8 @@ def _in_picture(found: FoundObject, size_hw: tuple[int, int]) -> FoundObject:
 
 
 def _confidence(result: MatchResult) -> Scores:
-    assert result.confidence is not None  # the config was checked
-    return result.confidence
+    """Of each point; 0 where nothing was judged, as for points outside their picture."""
+    return np.zeros(len(result.keypoints)) if result.confidence is None else result.confidence
 
 
 def _without(boxes: Sequence[Box], image: Image) -> Image:

@@ -126,6 +126,18 @@ def test_a_broken_label_becomes_a_problem_and_the_rest_is_used(tmp_path: Path, b
     assert "annotation" in str(labels.problems[0])
 
 
+def test_a_box_that_holds_no_visible_point_is_a_problem_and_left_out(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})
+    data = json.loads(path.read_text())
+    data["annotations"][0]["bbox"] = [100, 5, 30, 20]
+    path.write_text(json.dumps(data))
+    labels = read_labels(path)
+    assert labels.exemplars[0].box is None
+    assert "bbox of annotation 1" in str(labels.problems[0])
+    assert "holds none" in str(labels.problems[0])
+
+
 def test_two_categories_of_one_name_are_not_mixed(tmp_path: Path) -> None:
     write_folder(tmp_path)
     path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rectangles import BOXES, NAMES, find_red, picture, points_of, red_box, write_folder
 
 import kbc
@@ -272,8 +273,50 @@ def test_wrong_arguments_are_refused_before_the_first_picture() -> None:
 @pytest.mark.parametrize("least", [float("nan"), "x", None, [0.5], -0.1, 1.1])
 def test_a_least_confidence_that_is_none_is_refused(least: Any) -> None:
     found = next(transfer([EXEMPLAR], [picture(BOXES[0])], find_red)).objects[0]
-    with pytest.raises(InputError, match="`min_confidence` must be in"):
+    with pytest.raises(InputError, match="`min_confidence` must be a number in"):
         found.at_least(least)
+
+
+def test_numbers_and_names_may_come_out_of_arrays() -> None:
+    for names in (np.array(NAMES), dict.fromkeys(NAMES), list(NAMES)):
+        one = Exemplar(picture(BOXES[0]), names, points_of(BOXES[0]))  # type: ignore[arg-type]
+        assert one.names == NAMES
+    labeller = Labeller([one], find_red, np.int64(1), np.int64(2), np.float32(0.25))  # type: ignore[arg-type]
+    assert (labeller.instances, labeller.ask) == (1, 2)
+    assert labeller(picture(BOXES[2])).objects
+    with pytest.raises(InputError, match="names"):
+        Exemplar(picture(BOXES[0]), set(NAMES), points_of(BOXES[0]))  # type: ignore[arg-type]  # of no order
+
+
+def test_a_box_that_holds_none_of_the_points_is_refused() -> None:
+    away = Box(100, 5, 150, 25)
+    with pytest.raises(InputError, match="`box` must be a box x0, y0, x1, y1 that holds the object's points"):
+        Exemplar(picture(BOXES[0]), NAMES, points_of(BOXES[0]), box=away)
+    beyond = Exemplar(picture(Box(0, 30, 60, 60)), ("a",), [[-9.0, 40.0]], box=Box(-20, 30, 60, 60))
+    assert not next(transfer([beyond], [picture(BOXES[1])], find_red)).error  # nothing is judged, nothing raises
+
+
+def test_a_single_picture_is_no_list_of_pictures() -> None:
+    image = picture(BOXES[1])
+    for one in (image, image[..., 0], torch.from_numpy(image).movedim(2, 0), "picture.png"):
+        with pytest.raises(InputError, match="`images` must be a list of pictures"):
+            transfer([EXEMPLAR], one, find_red)  # type: ignore[arg-type]
+    assert len(list(transfer([EXEMPLAR], np.stack([image, image]), find_red))) == 2  # type: ignore[arg-type]
+
+
+def test_boxes_that_no_picture_or_exemplar_has_are_said(tmp_path: Path) -> None:
+    paths = write_folder(tmp_path)
+    with pytest.raises(InputError, match="`boxes` must be by the paths that `images` are"):
+        transfer([EXEMPLAR], paths, find_red, boxes={"1.png": (Detection(BOXES[1]),)})
+    some = {
+        paths[1]: (Detection(BOXES[1], "car"), Detection(BOXES[1])),
+        "1.png": (Detection(BOXES[2]),),
+        "elsewhere/2.png": (Detection(BOXES[2]),),
+    }
+    found = list(transfer([EXEMPLAR], paths[:3], find_red, boxes=some))
+    assert [len(one.objects) for one in found] == [0, 1, 0]
+    assert found[1].problems == ("`category` must be one of object, received 'car'",)
+    assert [one.objects for one in transfer([EXEMPLAR], paths, find_red, boxes={})] == [()] * len(paths)
 
 
 def test_an_exemplar_that_travelled_is_read_only_and_answers_alike() -> None:
