@@ -95,19 +95,29 @@ def write_sleap(document: Mapping[str, Any], base: Path, path: Path) -> None:
 def write_label_studio(document: Mapping[str, Any], base: Path, path: Path) -> None:
     """Write a COCO document as Label Studio's JSON: a task for each picture that has an object.
 
-    Points that are not there, confidence and joined points have no place in it. `data.image` is the picture's file
-    name: serve the folder, or put its address before the names, as Label Studio's local storage wants it.
+    Each object is a rectangle, its box, and its points. Points that are not there, confidence and joined points have no
+    place in it. `data.image` is the picture's file name: serve the folder, or put its address before the names, as
+    Label Studio's local storage wants it.
 
     Args:
         base: the folder that the document's file names start from.
     """
     labels = _sleap_labels(document, base, [[image] for image in document["images"]])
     require_sleap_io().save_labelstudio(labels, str(path))
-    names = {str(base / image["file_name"]): image["file_name"] for image in document["images"]}
+    images = {str(base / image["file_name"]): image for image in document["images"]}
+    boxes: dict[int, list[Any]] = {}
+    for one in document["annotations"]:
+        boxes.setdefault(one["image_id"], []).append(one["bbox"])
     tasks = json.loads(path.read_text(encoding="utf-8"))
     for task in tasks:
         video = task["meta"]["video"]["filename"]
-        task["data"] = {"image": names[video[0] if isinstance(video, list) else video]}
+        image = images[video[0] if isinstance(video, list) else video]
+        task["data"] = {"image": image["file_name"]}
+        drawn = [one for one in task["annotations"][0]["result"] if one["type"] == "rectanglelabels"]
+        sides = (image["width"], image["height"]) * 2
+        for one, box in zip(drawn, boxes[image["id"]], strict=True):  # sleap-io writes the picture's size as per cent
+            shares = (100 * value / side for value, side in zip(box, sides, strict=True))
+            one["value"].update(zip(("x", "y", "width", "height"), shares, strict=True))
     path.write_text(json.dumps(tasks, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

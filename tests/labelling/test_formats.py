@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def test_label_studio_reads_what_was_written(made: dict[str, Any], tmp_path: Pat
         index = int(Path(frame.video.filename[0]).stem)
         (instance,) = frame.instances
         same(points_by_name(instance), index)
+
+
+def test_label_studio_shows_each_object_s_box_in_per_cent_of_the_picture(made: dict[str, Any], tmp_path: Path) -> None:
+    document = copy.deepcopy(made["document"])
+    document["annotations"].append({**document["annotations"][1], "id": 99, "bbox": [0, 0, 80, 30]})
+    write_label_studio(document, made["folder"], tmp_path / "k.json")
+    results = json.loads((tmp_path / "k.json").read_text())[1]["annotations"][0]["result"]
+    drawn = [[one["value"][k] for k in ("x", "y", "width", "height")] for one in results if "rectangle" in one["type"]]
+    x, y, width, height = document["annotations"][1]["bbox"]
+    np.testing.assert_allclose(drawn, [[x / 1.6, y / 1.2, width / 1.6, height / 1.2], [0, 0, 50, 25]])  # of 160 × 120
 
 
 def test_deeplabcuts_table_is_read(made: dict[str, Any]) -> None:
