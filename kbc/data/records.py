@@ -19,7 +19,8 @@ from kbc import files
 from kbc.errors import DataError, InputError, as_text, counted, must_be, requirement
 from kbc.files import file_digest
 from kbc.geometry import Box, Points, defined, looks_relative
-from kbc.images import Image, immutable, load_image, turned
+from kbc.headers import stated_size
+from kbc.images import Image, image_hw, immutable, load_image, turned
 from kbc.types import Pair
 
 BoxKind: TypeAlias = Literal["annotated", "keypoint-extent"]
@@ -311,6 +312,24 @@ def _open_sized(sizes: Mapping[Path, tuple[int, int]], path: Path) -> Image:
         argument = f"width and height of {path.name}"
         raise DataError(must_be(argument, picture, f"{annotated[1]}×{annotated[0]}", hint))
     return image
+
+
+def seen_size(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
+    """(height, width) of a picture as it is opened, refused as by `sized`; decoded where its header does not settle it.
+
+    Raises:
+        InputError: it cannot be read, or has another size than its annotation names.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(2**16)
+    except OSError:
+        head = b""  # which opening it will explain
+    stated = stated_size(head)
+    may_be_turned = head[:2] in (b"II", b"MM") or b"exif" in head.lower()
+    if stated is None or may_be_turned or sizes.get(path, stated) != stated:
+        return image_hw(_open_sized(sizes, path))
+    return stated
 
 
 class Record(BaseModel):

@@ -67,9 +67,13 @@ def read_detections(
             name, box = _checked(one, pictures)
             image = lookup(name)
             size = pictures[one.image_id][1] if isinstance(one.image_id, int) else None
-            sizes = ([] if image is None else stated(image)) if size is None else [size]
+            sizes = [] if image is None else stated(image)
+            if size is not None and sizes and size not in sizes:
+                expected, hint = f"those of the picture, {_by(sizes[0])}", "give boxes of the picture as it is now"
+                raise DataError(must_be(f"width and height of {name}", expected, _by(size), hint))
+            sizes = sizes if size is None else [size]
             if sizes and not any(box.clipped(hw).area > 0 for hw in sizes):
-                expected = f"a box that meets the picture ({sizes[0][1]}×{sizes[0][0]})"
+                expected = f"a box that meets the picture ({_by(sizes[0])})"
                 hint = "COCO's is x, y, width, height"
                 raise DataError(must_be(f"bbox of {name}", expected, one.bbox, hint))
         except DataError as error:
@@ -84,6 +88,10 @@ def read_detections(
         hint = f"of the categories {', '.join(sorted(wanted))}; pictures are told by their file names"
         raise DataError(must_be("--boxes", "boxes in the pictures given", f"none of them in {path}", hint))
     return {image: tuple(boxes) for image, boxes in found.items()}
+
+
+def _by(size_hw: tuple[int, int]) -> str:
+    return f"{size_hw[1]}×{size_hw[0]}"
 
 
 def _checked(one: _Seen, pictures: _Pictures) -> tuple[str, Box]:

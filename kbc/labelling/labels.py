@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kbc.data.coco import CocoAnnotation, CocoReader, picture_folder, read_coco
-from kbc.data.records import Problem, Problems, inside
+from kbc.data.records import Problem, Problems, inside, seen_size
 from kbc.errors import DataError, InputError, counted, must_be
 from kbc.files import as_path, is_file, read_text
 from kbc.geometry import Box, Points, as_points, defined
@@ -58,9 +58,11 @@ class Exemplar:
         points = as_points(self.keypoints)
         if not all(isinstance(text, str) for text in (*names, self.category)):
             raise InputError(must_be("names and category", "text", repr((*names, self.category))))
-        if len(names) != len(points) or not all(names):
+        if not all(names):
+            raise InputError(must_be("names", "one for each point, none of them empty", f"an empty one among {names}"))
+        if len(names) != len(points):
             received = f"{counted(len(names), 'name')} for {counted(len(points), 'point')}"
-            raise InputError(must_be("names", "one for each point, none of them empty", received))
+            raise InputError(must_be("names", "one for each point", received))
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InputError(must_be("names", "given once each", f"{twice!r} twice"))
@@ -124,8 +126,9 @@ class Labels:
 def read_labels(path: Path, root: Path | None = None) -> Labels:
     """The labelled objects of a COCO keypoints file; a point counts when it is visible (v = 2).
 
-    What `kbc transfer` found itself (`labelled` is false) is no label; what a person corrected is. A broken entry, or
-    one of a category that does not name its keypoints, becomes a problem; the others are used.
+    What `kbc transfer` found itself (`labelled` is false) is no label; what a person corrected is. A broken entry
+    becomes a problem, and so does one of a category that does not name its keypoints, or of a picture that has another
+    size than the file says; the others are used.
 
     Args:
         path: the JSON file.
@@ -188,6 +191,11 @@ def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, Lab
     if not category.keypoints:
         hint = "list them in the category's `keypoints`, in the order of the points"
         raise DataError(must_be(f"category {category.name!r}", "with named keypoints", "none", hint))
+    size_hw = seen_size(picture, reader.sizes)
+    beyond = int((defined(points) & ~Box.whole(size_hw).contains(points)).sum())
+    if beyond:
+        said = f"annotation {annotation.id}: {counted(beyond, 'visible point')} outside the picture"
+        reader.problems.add("annotations", f"{said} ({size_hw[1]}×{size_hw[0]})")
     given = box if kind == "annotated" else None
     if given is not None and defined(points).any() and not given.contains(points).any():
         expected = "x, y, width, height of a box that holds its visible points"

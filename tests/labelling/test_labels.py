@@ -138,6 +138,67 @@ def test_a_box_that_holds_no_visible_point_is_a_problem_and_left_out(tmp_path: P
     assert "holds none" in str(labels.problems[0])
 
 
+@pytest.mark.parametrize(
+    ("size", "kept"), [((160, 120), True), ((80, 60), False), ((120, 160), False), ((-1, 0), True)]
+)
+def test_labels_of_a_picture_that_was_resized_since_are_a_problem(
+    tmp_path: Path, size: tuple[int, int], kept: bool
+) -> None:
+    """Their points are another picture's."""
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0], "1.png": BOXES[1]})
+    data = json.loads(path.read_text())
+    data["images"][1].update(width=size[0], height=size[1])
+    path.write_text(json.dumps(data))
+    labels = read_labels(path)
+    assert [Path(str(one.image)).name for one in labels.exemplars] == ["0.png", *["1.png"] * kept]
+    assert len(labels.labelled) == 1 + kept
+    said = [
+        f"annotations: `width and height of 1.png` must be those of the picture, 160×120, received {size[0]}×{size[1]}"
+    ]
+    assert [str(one).split(";")[0] for one in labels.problems] == said * (not kept)
+
+
+def test_a_picture_that_its_exif_tag_turns_was_labelled_upright(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    write_folder(tmp_path)
+    exif = pillow.Exif()
+    exif[0x0112] = 6  # lies on its side
+    with pillow.open(tmp_path / "0.png") as lying:
+        lying.save(tmp_path / "0.jpg", exif=exif)
+    path = write_labels(tmp_path / "labels.json", {"0.jpg": BOXES[0], "1.png": BOXES[1]})
+    assert [Path(str(one.image)).name for one in read_labels(path).exemplars] == ["1.png"]
+    data = json.loads(path.read_text())
+    data["images"][0].update(width=120, height=160)
+    path.write_text(json.dumps(data))
+    assert len(read_labels(path).exemplars) == 2
+
+
+def test_visible_points_outside_the_picture_are_a_problem_and_kept(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})
+    data = json.loads(path.read_text())
+    data["annotations"][0]["keypoints"][:2] = [170, 40]
+    path.write_text(json.dumps(data))
+    labels = read_labels(path)
+    assert [str(one) for one in labels.problems] == [
+        "annotations: annotation 1: 1 visible point outside the picture (160×120)"
+    ]
+    assert labels.exemplars[0].keypoints[0].tolist() == [170, 40]
+
+
+def test_boxes_of_a_picture_of_another_size_are_a_problem(tmp_path: Path) -> None:
+    paths = write_folder(tmp_path)
+    labels = read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}, ("1.png",)))
+    pictures = [{"id": i, "file_name": f"{i}.png", "width": 160 // i, "height": 120 // i} for i in (1, 2)]
+    boxes = [{"image_id": i, "bbox": [10, 20, 30, 40]} for i in (1, 2)]
+    (tmp_path / "boxes.json").write_text(json.dumps({"images": pictures, "annotations": boxes, "categories": []}))
+    problems = Problems()
+    found = read_detections(tmp_path / "boxes.json", paths[1:3], labels, problems)
+    assert {path.name: len(boxes) for path, boxes in found.items()} == {"1.png": 1, "2.png": 0}
+    assert "`width and height of 2.png` must be those of the picture, 160×120, received 80×60" in str(*problems)
+
+
 def test_two_categories_of_one_name_are_not_mixed(tmp_path: Path) -> None:
     write_folder(tmp_path)
     path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})

@@ -450,9 +450,9 @@ def test_a_shard_that_is_none_is_refused(folder: Path, shard: str, capsys: pytes
 def test_a_box_that_only_the_opened_picture_shows_to_be_outside_is_named_and_the_rest_is_used(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The file states a larger picture than it is; what a journal holds is said and written again."""
-    images = [{"id": 1, "file_name": "2.png", "width": 1000, "height": 1000}]
-    boxes = [[30, 30, 60, 50], [500, 500, 40, 40], [40, 30, 60, 50]]
+    """The file states it upright, as a tag could turn it; what a journal holds is said and written again."""
+    images = [{"id": 1, "file_name": "2.png", "width": 120, "height": 160}]
+    boxes = [[30, 30, 60, 50], [30, 130, 40, 25], [40, 30, 60, 50]]
     content = {"images": images, "annotations": [{"id": i, "image_id": 1, "bbox": b} for i, b in enumerate(boxes, 1)]}
     (folder / "boxes.json").write_text(json.dumps(content))
     given = ["transfer", str(folder / "labels.json"), "--out", str(folder / "k.json"), "--quiet", "--review"]
@@ -462,7 +462,7 @@ def test_a_box_that_only_the_opened_picture_shows_to_be_outside_is_named_and_the
     found = json.loads((folder / "k.json").read_text())
     assert [one["bbox"] for one in found["annotations"][1:]] == [boxes[0], boxes[2]]
     assert found["info"]["skipped"] == []
-    said = f"a box in {folder / '2.png'}: `box` must be a box that meets the image (160×120), received (500.0, 500.0, "
+    said = f"a box in {folder / '2.png'}: `box` must be a box that meets the image (160×120), received (30.0, 130.0, "
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 2  # of its shard, and of the last run
     assert all(said in note for note in notes)
