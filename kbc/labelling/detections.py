@@ -62,6 +62,7 @@ def read_detections(
     wanted = {category.name for category in labels.categories}
     found: dict[Path, list[Detection]] = {image: [] for image in images}
     lookup, stated = _finder(images), cache(_stated)
+    others, elsewhere = set[str](), ""
     for one in seen:
         try:
             name, box = _checked(one, pictures)
@@ -79,14 +80,23 @@ def read_detections(
         except DataError as error:
             problems.add(path.name, error)
             continue
-        category = None if one.category_id is None else named.get(one.category_id, "")
-        if image is not None and (category is None or category in wanted):
+        category = None if one.category_id is None else named.get(one.category_id, f"number {one.category_id}")
+        if image is None:
+            elsewhere = elsewhere or name
+        elif category is None or (category in wanted and one.category_id in named):
             found[image].append(Detection(box, category))
+        else:
+            others.add(category)
     if not any(found.values()):
         for problem in problems:
             raise DataError(f"{path}: {problem}")
-        hint = f"of the categories {', '.join(sorted(wanted))}; pictures are told by their file names"
-        raise DataError(must_be("--boxes", "boxes in the pictures given", f"none of them in {path}", hint))
+        expected, received = "boxes in the pictures given, of their labels' categories", f"none of them in {path}"
+        hint = f"its boxes are in others, such as {elsewhere!r}" if elsewhere else ""
+        if others:
+            hint = (
+                f"those in the pictures are of {', '.join(sorted(others))}, the labels of {', '.join(sorted(wanted))}"
+            )
+        raise DataError(must_be("--boxes", expected, received, hint))
     return {image: tuple(boxes) for image, boxes in found.items()}
 
 

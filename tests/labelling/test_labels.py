@@ -286,8 +286,8 @@ def test_a_detectors_boxes_are_read_in_both_of_cocos_forms(tmp_path: Path) -> No
         ([{"image_id": "2.png", "bbox": [170, 130, 30, 40]}], r"meets the picture \(160×120\)"),  # by the file itself
         ([{"image_id": 2, "bbox": [20, 20, 0, 40]}], "bbox of"),
         ([{"image_id": 99, "bbox": [20, 20, 30, 40]}], "image_id"),
-        ([{"image_id": "other.png", "bbox": [20, 20, 30, 40]}], "none of them"),
-        ([{"image_id": 2, "bbox": [20, 20, 30, 40], "category_id": 4}], "categories thing"),
+        ([{"image_id": "other.png", "bbox": [20, 20, 30, 40]}], "in others, such as 'other.png'"),
+        ([{"image_id": 2, "bbox": [20, 20, 30, 40], "category_id": 4}], "are of number 4, the labels of thing"),
     ],
 )
 def test_boxes_that_cannot_be_used_are_refused(tmp_path: Path, seen: list, said: str) -> None:
