@@ -343,8 +343,10 @@ async function transfer() {
       state = await ask("/progress");
       $("progress").textContent = state.running ? `${state.done} of ${state.total} pictures` : "";
     } while (state.running);
-    if (state.error) say(state.error);
-    else { await save(); await load(); $("progress").textContent = "done; the list is sorted anew"; }
+    await save();
+    await load();
+    say(state.error);
+    $("progress").textContent = state.error ? "" : "done; the list is sorted anew";
   } catch (error) { say(error.message); }
 }
 

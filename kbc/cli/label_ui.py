@@ -108,7 +108,7 @@ class LabelServer(ThreadingHTTPServer):
         matcher = wrap(load_matcher(made_by["matcher"], **made_by["options"]), **said.config)
         exemplars = self.labels.labels().exemplars
         labeller = Labeller(exemplars, matcher, said.instances, said.asked, said.min_confidence)
-        self.again.start(lambda: self.labels.transfer_again(labeller, self.again.progress))
+        self.again.start(lambda: self.labels.transfer_again(labeller, self.again.progress, self.made_by))
 
 
 class Again:
@@ -118,17 +118,17 @@ class Again:
         self._thread: threading.Thread | None = None
         self.done, self.total, self.error = 0, 0, ""
 
-    def start(self, work: Any) -> None:
-        """Begin, unless it is under way."""
+    def start(self, work: Callable[[], str]) -> None:
+        """Begin, unless it is under way; what the work gives is what went wrong."""
         if self.running:
             raise InputError(must_be("transfer", "asked for once at a time", "a second time while it is under way"))
         self.done, self.total, self.error = 0, 0, ""
         self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
 
-    def _run(self, work: Any) -> None:
+    def _run(self, work: Callable[[], str]) -> None:
         try:
-            work()
+            self.error = without_folders(work())
         except KBCError as error:
             self.error = without_folders(str(error))
         except Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from pydantic import Field, StrictInt, ValidationError
 
 from kbc.data.coco import CocoAnnotation, CocoBox, picture_folder, read_coco
 from kbc.data.records import Problems, Record, box_xywh, checked, inside
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, InputError, counted, must_be
 from kbc.files import read_json, write_json
 from kbc.geometry import Box
 from kbc.labelling.detections import Detection
@@ -268,7 +268,9 @@ class LabelFile:
         with self._lock:
             return read_labels(self.path, self.root)
 
-    def transfer_again(self, labeller: Labeller, progress: Progress | None = None) -> None:
+    def transfer_again(
+        self, labeller: Labeller, progress: Progress | None = None, made_by: Mapping[str, Any] | None = None
+    ) -> str:
         """Ask the labeller about every picture without a labelled object, and put what it finds in place of the old.
 
         Boxes of a detector are kept: each gets new points. A picture that fails or has a box outside it keeps what it
@@ -277,6 +279,10 @@ class LabelFile:
         Args:
             labeller: made of `labels().exemplars`.
             progress: called after every picture.
+            made_by: of what it was made, where that is not what the file says: `matcher` and `options`.
+
+        Returns:
+            How many pictures keep what they had, and why the first does; "" where none does.
         """
         with self._lock:
             kinds = {one.name: one for one in labeller.categories}
@@ -285,9 +291,12 @@ class LabelFile:
             asked = [number for number in self._images if number not in done]
             boxes = self._boxes()
         found: dict[int, list[dict[str, Any]]] = {}
+        failed: list[str] = []
         for count, number in enumerate(asked, 1):
             result = labeller(self.picture(number), None if boxes is None else boxes.get(number, ()))
-            if not result.error and not result.problems:
+            if result.error or result.problems:
+                failed.append(f"{self._images[number].file_name}: {result.error or result.problems[0]}")
+            else:
                 found[number] = [
                     {"category_id": numbers[one.category], **annotation_of(one, kinds[one.category])}
                     for one in result.objects
@@ -298,9 +307,11 @@ class LabelFile:
             done = self._done(set(kinds))
             self._replace({number: new for number, new in found.items() if number not in done})
             said = self._info.get("kbc")
-            made_by = {**(said if isinstance(said, dict) else {}), "labels": self.path.name}
-            self.document["info"] = {**self._info, "kbc": {**made_by, "exemplars": named(labeller.exemplars)}}
+            now = {**(said if isinstance(said, dict) else {}), **(made_by or {}), "labels": self.path.name}
+            self.document["info"] = {**self._info, "kbc": {**now, "exemplars": named(labeller.exemplars)}}
             self._keep()
+        kept = f"{counted(len(failed), 'picture')} of {len(asked)} kept as before, for instance"
+        return f"{kept} {failed[0]}" if failed else ""
 
     def _done(self, categories: set[str]) -> set[int]:
         """Pictures with a labelled object, or one of another category than these."""
@@ -315,7 +326,8 @@ class LabelFile:
             if one.get("bbox_kind") == "annotated" and box is not None and not _labelled(one):
                 kind = self._categories[one["category_id"]].name
                 found.setdefault(one["image_id"], []).append(Detection(box, kind))
-        return found or None
+        said = self._info.get("kbc")
+        return found if found or (isinstance(said, dict) and said.get("boxes")) else None
 
     def _replace(self, found: dict[int, list[dict[str, Any]]]) -> None:
         number = self._last_number()

@@ -108,8 +108,12 @@ def test_the_rest_is_asked_again_with_what_was_corrected(folder: Path) -> None:
     file.correct(Correction(id=number, keypoints=right(1)))
     labelled = [o for o in written(folder)["annotations"] if o["labelled"]]
     asked: list[int] = []
-    file.transfer_again(Labeller(file.labels().exemplars, find_red), lambda done, total: asked.append(total))
+    made_by = {"matcher": "other", "options": {"size": 9}}
+    said = file.transfer_again(
+        Labeller(file.labels().exemplars, find_red), lambda done, total: asked.append(total), made_by
+    )
     assert asked == [4] * 4
+    assert not said
     after = written(folder)
     assert [o for o in after["annotations"] if o["labelled"]] == labelled
     assert len({o["id"] for o in after["annotations"]}) == 6
@@ -117,6 +121,7 @@ def test_the_rest_is_asked_again_with_what_was_corrected(folder: Path) -> None:
         rows = np.array(one["keypoints"]).reshape(-1, 3)
         np.testing.assert_allclose(rows[:, :2], points_of(BOXES[one["image_id"] - 1]), atol=1.0)
     assert [o["image"] for o in after["info"]["kbc"]["exemplars"]] == ["0.png", "1.png"]
+    assert made_by.items() <= after["info"]["kbc"].items()
     (folder / "keypoints.json").rename(folder / "annotations.json")
     assert main(["data", "check", str(folder)]) == 0
 
@@ -135,7 +140,8 @@ def test_boxes_of_a_detector_are_asked_again_and_failures_keep_what_was_there(fo
     data["annotations"].append(outside)
     (folder / "keypoints.json").write_text(json.dumps(data))
     file = LabelFile(folder / "keypoints.json")
-    file.transfer_again(Labeller(file.labels().exemplars, find_red))
+    said = file.transfer_again(Labeller(file.labels().exemplars, find_red))
+    assert said.startswith("2 pictures of 5 kept as before, for instance 4.png: `image` must be")
     of_six = [[o for o in found["annotations"] if o["image_id"] == 6] for found in (data, written(folder))]
     assert of_six[0] == of_six[1]
     after = {o["image_id"]: o for o in written(folder)["annotations"]}
@@ -143,6 +149,17 @@ def test_boxes_of_a_detector_are_asked_again_and_failures_keep_what_was_there(fo
     assert after[4]["bbox_kind"] == "annotated"
     assert 3 not in after  # no box, no object
     assert after[5] == next(o for o in data["annotations"] if o["image_id"] == 5)
+
+
+def test_without_a_box_left_a_detectors_file_gives_no_further_objects(folder: Path) -> None:
+    """Its boxes are those of objects that a person has confirmed; the other pictures had none."""
+    data = written(folder)
+    data["annotations"] = [o for o in data["annotations"] if o["labelled"]]
+    data["info"]["kbc"]["boxes"] = "boxes.json"
+    (folder / "keypoints.json").write_text(json.dumps(data))
+    file = LabelFile(folder / "keypoints.json")
+    assert not file.transfer_again(Labeller(file.labels().exemplars, find_red))
+    assert written(folder)["annotations"] == data["annotations"]
 
 
 def test_an_object_is_added_and_removed(folder: Path) -> None:

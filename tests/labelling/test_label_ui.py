@@ -145,6 +145,26 @@ def test_what_a_file_says_of_itself_may_be_anything(folder: Path, said: Any) -> 
     assert json.loads((folder / "keypoints.json").read_text())["info"]["kbc"]["labels"] == "keypoints.json"
 
 
+def test_pictures_that_fail_are_told(folder: Path) -> None:
+    made_by = {"matcher": "test_label_ui:fail", "options": {}}
+    server = LabelServer(LabelFile(folder / "keypoints.json"), made_by, port=0)
+    server.transfer_again()
+    while server.again.running:
+        time.sleep(0.01)
+    server.server_close()
+    assert server.again.state()["error"].startswith("6 pictures of 6 kept as before, for instance")
+    assert "out of order" in server.again.error
+
+
+def fail() -> Any:
+    """A matcher that never answers."""
+
+    def never(source: Any, target: Any, keypoints: Any) -> Any:
+        raise RuntimeError("out of order")
+
+    return kbc.as_matcher(never)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "headers", "status"),
     [
