@@ -97,10 +97,12 @@ def parse_named_points(text: str) -> dict[str, tuple[float, float]]:
         names, points = found.names, found.points
     else:
         parts = [part.partition("=") for part in re.sub(r"\s*([=,])\s*", r"\1", text).replace(";", " ").split()]
-        names = tuple(name for name, equals, _ in parts if equals and name)
+        names = tuple(name for name, equals, place in parts if equals and name and _PAIR.fullmatch(place))
         if not parts or len(names) < len(parts):
-            hint = 'for instance "nose=120,80 tail=134,92", or a .csv or .json file'
-            raise InputError(must_be("--points", '"name=x,y name=x,y …"', _short(text), hint))
+            wrong = next((f"{''.join(part)!r} in it" for part in parts if not _PAIR.fullmatch(part[2])), "")
+            hint = 'for instance "nose=120,80 tail=134,92", or a .csv or .json file, in which names may have spaces'
+            received = f"{wrong}: {_short(text)}" if wrong and len(parts) > 1 else _short(text)
+            raise InputError(must_be("--points", '"name=x,y name=x,y …"', received, hint))
         points = as_points([typed_points(place)[0] for _, _, place in parts], "--points")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
@@ -167,8 +169,10 @@ def _from_csv(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
     points = []
     for row in rows:
         if len(row) != len(columns) or not all(_is_number(row[c]) for c in wanted):
-            received = f"the row {_short(','.join(row))} in {path}"
-            raise InputError(must_be("--points", f"a CSV file with numbers in {form}", received))
+            commas = any("," in field for field in row)
+            received = f"the row {_short((';' if commas else ',').join(row))} in {path}"
+            hint = "a number has a decimal point, no comma" if commas else ""
+            raise InputError(must_be("--points", f"a CSV file with numbers in {form}", received, hint))
         points.append(_point([_number(row[c]) for c in wanted], path))
     return points, () if named is None else tuple(row[named] for row in rows)
 

@@ -135,7 +135,7 @@ def test_points_are_read_from_files(tmp_path: Path, name: str, content: str) -> 
         ("p.csv", "x,y,x\n1,2,3\n", "one column x and one y"),
         ("p.csv", "1," + "2" * 200_000 + "\n", "field larger than field limit"),
         ("p.csv", "1,\x002\n", "one column x and one y"),
-        ("p.csv", "x;y\n1,5;2,5\n", "received the row '1,5,2,5'"),
+        ("p.csv", "x;y\n1,5;2,5\n", "received the row '1,5;2,5'"),
         ("p.json", "[[1, 2, 0.93]]", r"the entry \[1, 2, 0.93\] in .*; v is the visibility 0, 1 or 2"),
     ],
 )

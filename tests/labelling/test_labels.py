@@ -364,7 +364,13 @@ def test_named_points(tmp_path: Path) -> None:
     for wrong in ("120,80 134,92", "nose=120,80 nose=1,2", "nose=120", "", str(path)):
         with pytest.raises(InputError, match="--points"):
             parse_named_points(wrong)
+    for wrong in ("nose=1,2,tail=3,4", "nose=1,2 left ear=3,4", "nose=1,2,2", "nose=(1,2)", "nose=nan,nan"):
+        with pytest.raises(InputError, match='`--points` must be "name=x,y name=x,y …", received'):
+            parse_named_points(wrong)
     path = tmp_path / "q.csv"
+    path.write_text("name;x;y\nnose;1,5;2,5\n")
+    with pytest.raises(InputError, match=r"row 'nose;1,5;2,5' in .*; a number has a decimal point"):
+        parse_named_points(str(path))
     path.write_text("x,y\n1,2\n")
     with pytest.raises(InputError, match="name"):
         parse_named_points(str(path))
