@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from kbc.cli import fitted
+from kbc.cli import fitted, say_problems
 from kbc.cli.options import key_values, matcher_reference, set_fields
 from kbc.data import KINDS, Dataset
 from kbc.errors import DataError, InputError, MissingDependencyError, as_text, counted, must_be
@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     plan.check()
     folder = Path(args.out)
     ranks = torchrun_rank()
+    if ranks is None or ranks[0] == 0:
+        say_problems(f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes)
     start = time.perf_counter()
     if ranks is not None:
         gathered = execute_torchrun(plan, folder, datasets, args.strict)

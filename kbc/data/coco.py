@@ -250,6 +250,10 @@ def open_coco(
             notes.append(f"{len(chosen):,} of {possible:,} possible pairs, evenly spread; max_pairs takes more")
     records = reader.records(chosen, name, min_points)
     reader.report_zeros(name)
+    found = sum(one.labelled is False for one in data.annotations)
+    if found:
+        said = f"the points of {found:,} of {len(data.annotations):,} objects are those that kbc transfer found"
+        notes.append(f"{said}: to measure by them compares kbc with itself; `kbc ui --labels` puts them right")
     return Dataset(base.resolve().name, records, problems, sized(reader.sizes), cache_bytes, notes)
 
 

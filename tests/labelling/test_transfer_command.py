@@ -485,3 +485,27 @@ def test_labelled_pictures_that_their_tag_turns_are_told(folder: Path, capsys: p
     pillow.open(picture).save(picture, exif=exif)
     transferred(folder, "--matcher", "hog")
     assert "note: 1 of 1 image turned by their EXIF tag when opened, e.g. 0.png" in capsys.readouterr().err
+
+
+def test_measuring_by_points_that_kbc_found_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transferred(folder)
+    said = "the points of 5 of 6 objects are those that kbc transfer found: to measure by them compares kbc with itself"
+    assert main(["data", "check", str(folder)]) == 0
+    assert f"  note: {said}" in capsys.readouterr().out
+    given = [
+        "eval",
+        "--data",
+        "coco",
+        "--root",
+        str(folder),
+        "--limit",
+        "1",
+        "--localizer",
+        "best",
+        "--figures",
+        "none",
+    ]
+    assert main([*given, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    assert f": {said}" in capsys.readouterr().err
