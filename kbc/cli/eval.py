@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--suite", metavar="DIR", help="every folder below DIR with an annotations.json, PF-WILLOW shrunk"
     )
     data.add_argument("--shrink", default=None, help="paste photos into f times larger ones: f, or several as 1,2,3")
-    data.add_argument("--seed", type=int, default=0, help="of the shrinking (default 0)")
+    data.add_argument("--seed", type=int, help="of the shrinking (default 0)")
     data.add_argument(
         "--limit", type=int, help=f"pairs per set, evenly spread (default: {SUITE_LIMIT} for a suite, all)"
     )
@@ -157,16 +157,22 @@ def _sources(args: argparse.Namespace) -> list[Source]:
         raise InputError(must_be("--root", "given together with --data", repr(args.root)))
     options = key_values(args.data_option, "--data-option")
     asked = None if args.shrink is None else _floats("--shrink", args.shrink)
+    if args.data == "scenes" and args.root:
+        raise InputError(must_be("--root", "left out where --data is scenes, which are drawn", repr(args.root)))
+    if args.data and asked is None and args.seed is not None:
+        hint = "drawn scenes have an option of their own, --data-option seed=1" if args.data == "scenes" else ""
+        raise InputError(must_be("--seed", "given together with --shrink, whose seed it is", args.seed, hint))
+    seed = args.seed or 0
     if args.data:
         root = str(args.root or "")
-        return [Source(args.data, root, f, args.seed, args.limit, options) for f in asked or [1.0]]
+        return [Source(args.data, root, f, seed, args.limit, options) for f in asked or [1.0]]
     limit = SUITE_LIMIT if args.limit is None else args.limit
     sources = []
     for folder in sorted(path.parent for path in Path(args.suite).glob("*/annotations.json")):
         willow = (folder / "PF-dataset-WILLOW").is_dir()
         for factor in asked or (_SHRINKS if willow else [1.0]):
             kind = "pfwillow" if willow else "coco"
-            sources.append(Source(kind, str(folder), factor, args.seed, limit, options))
+            sources.append(Source(kind, str(folder), factor, seed, limit, options))
     if not sources:
         raise InputError(must_be("--suite", "a folder of folders with an annotations.json", repr(args.suite)))
     return sources
