@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -59,6 +60,7 @@ def review_page(results: Sequence[Transferred], exemplars: Sequence[Exemplar], m
     """
     cards = [(one.sureness, picture, one) for picture in results for one in picture.objects]
     cards.sort(key=lambda card: card[0])
+    names = dict(zip(map(id, results), _names([Path(str(one.image)) for one in results]), strict=True))
     yield _head(len(cards), len(results), min(most, len(cards)))
     empty = [one for one in results if not one.objects]
     if empty:
@@ -66,11 +68,12 @@ def review_page(results: Sequence[Transferred], exemplars: Sequence[Exemplar], m
         for one in empty:
             said = one.error or ". ".join(one.problems)
             why = f' <span class="error">{escape(said)}</span>' if said else ""
-            yield f"<li>{escape(Path(str(one.image)).name)}{why}</li>\n"
+            yield f"<li>{escape(names[id(one)])}{why}</li>\n"
         yield "</ul></section>\n"
     shown: dict[int, str] = {}  # exemplar → the size of its picture on the page
     for rank, (_, picture, found) in enumerate(cards[:most], 1):
-        yield _card(rank, picture, found, exemplars, shown)
+        title = f"{rank}. {escape(names[id(picture)])} · {escape(found.category)}"
+        yield _card(f"{title} · mean confidence {found.sureness:.2f}", picture, found, exemplars, shown)
     yield "</body></html>\n"
 
 
@@ -89,12 +92,19 @@ def _head(objects: int, pictures: int, shown: int) -> str:
     )
 
 
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What pictures are called: their files' names, with their folders where two have one name."""
+    if len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    base = os.path.commonpath([path.parent for path in whole])
+    return [path.relative_to(base).as_posix() for path in whole]
+
+
 def _card(
-    rank: int, picture: Transferred, found: FoundObject, exemplars: Sequence[Exemplar], shown: dict[int, str]
+    title: str, picture: Transferred, found: FoundObject, exemplars: Sequence[Exemplar], shown: dict[int, str]
 ) -> str:
     """One object: the exemplar, the target close up, the whole of it, and the points by name."""
-    name = escape(Path(str(picture.image)).name)
-    title = f"{rank}. {name} · {escape(found.category)} · mean confidence {found.sureness:.2f}"
     try:
         image = load_image(picture.image)
     except InputError as error:  # it has gone since it was done

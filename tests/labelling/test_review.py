@@ -27,6 +27,14 @@ def found(path: Path, index: int, confidence: float) -> Transferred:
     return Transferred(path, (120, 160), (one,))
 
 
+def test_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = [*write_folder(tmp_path / "a", BOXES[:2]), *write_folder(tmp_path / "b", BOXES[:2])]
+    results = [found(paths[0], 0, 0.3), found(paths[3], 1, 0.6), Transferred(paths[1], (120, 160))]
+    page = "".join(review_page(results, [EXEMPLAR]))
+    assert re.findall(r"<h2>\d\. ([^·]*) ·", page) == ["a/0.png", "b/1.png"]
+    assert "<li>a/1.png</li>" in page
+
+
 class Checked(HTMLParser):
     """Collects elements; every one that is opened must be closed."""
 
