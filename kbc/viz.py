@@ -23,6 +23,8 @@ from kbc.errors import InputError, must_be, require
 from kbc.files import output_file, written_whole
 from kbc.geometry import Box, Points, Window, as_points, defined
 from kbc.images import Image, ImageLike, load_image, require_cv2
+from kbc.support import object_box
+from kbc.tuning import TUNING
 from kbc.types import Match, MatchResult, Pair
 
 if TYPE_CHECKING:
@@ -341,7 +343,9 @@ def draw_answer(pair: Pair, result: MatchResult, *, title: str = "") -> dict[str
     draw_inset(axes["source zoom"], pair.source, near, pair.keypoints, numbers=True, title="source")
     for name, label, points in (("coarse", "without", result.coarse), ("kbc", "with", result.keypoints)):
         beyond = int((~seen.contains(points[defined(points)])).sum())
-        shown = f"target, {label} KBC" + (f" ({beyond} outside this part)" if beyond else "")
+        missing = int((defined(pair.keypoints) & ~defined(points)).sum())
+        said = [f"{n} {what}" for n, what in ((beyond, "outside this part"), (missing, "without an answer")) if n]
+        shown = f"target, {label} KBC" + (f" ({', '.join(said)})" if said else "")
         numbers = with_confidence(result) if name == "kbc" else True
         draw_inset(axes[f"{name} zoom"], pair.target, seen, points, numbers=numbers, title=shown)
     return axes
@@ -445,6 +449,8 @@ def _surroundings(image: Image, box: Box | None, points: Points) -> Box:
     """What an inset shows: the object with room around it, square. A few points far from the others do not widen it."""
     size_hw = (image.shape[0], image.shape[1])
     around = Box.around(_together(points))
+    if box is None and 0 < int(defined(points).sum()) < TUNING.min_points_for_extent:
+        box = object_box(points, None, size_hw)  # too few to show how large it is
     both = [edges for edges in (box, around) if edges is not None]
     if not both:
         return Box.whole(size_hw)

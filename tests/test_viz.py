@@ -71,6 +71,26 @@ def test_the_target_is_scaled_to_the_sources_height_and_its_points_go_along() ->
     assert len(ax.lines) == 3
 
 
+def test_a_point_alone_is_shown_with_what_surrounds_it() -> None:
+    """As large as KBC takes its object to be; sixteen pixels show nobody where it is."""
+    image = np.zeros((480, 640, 3), np.uint8)
+    pair = Pair(image, image, [[200.0, 150.0], [np.nan, np.nan]])
+    result = MatchResult(
+        np.array([[300.0, 200.0], [np.nan, np.nan]]), coarse=pair.keypoints, origin=("fine", "undefined")
+    )
+    axes = viz.draw_answer(pair, result)
+    for name in ("source zoom", "kbc zoom"):
+        low, high = axes[name].get_xlim()
+        assert 160 <= high - low <= 320
+
+
+def test_points_without_an_answer_are_counted() -> None:
+    coarse = PAIR.keypoints + 1
+    left_out = np.where(np.arange(len(coarse))[:, None] < 1, np.nan, coarse)
+    axes = viz.draw_answer(PAIR, MatchResult(left_out, coarse=coarse, origin=("fine",) * len(coarse)))
+    assert axes["kbc zoom"].get_title() == "target, with KBC (1 without an answer)"
+
+
 def test_a_comparison_counts_the_right_points_and_shows_one_object() -> None:
     row = viz.draw_comparison(PAIR, {"plain": ANSWER, "better": Match(TRUTH)}, truth=TRUTH)
     assert [ax.get_title() for ax in row[1:]] == ["source", "plain: 1 of 2 right", "better: 2 of 2 right"]

@@ -79,9 +79,10 @@ def run(args: argparse.Namespace) -> int:
     options, settings = key_values(args.option), kbc_options(args)
     if args.no_kbc and settings:
         raise InputError(must_be("--no-kbc", "given without KBC's own options", ", ".join(sorted(settings))))
-    least = args.min_confidence
-    if least is not None and (args.no_kbc or not 0 <= least <= 1):
-        raise InputError(must_be("--min-confidence", "in [0, 1], and given without --no-kbc", least))
+    if args.min_confidence is not None:
+        if args.no_kbc or not 0 <= args.min_confidence <= 1:
+            raise InputError(must_be("--min-confidence", "in [0, 1], and given without --no-kbc", args.min_confidence))
+        settings = {**settings, "min_confidence": args.min_confidence}
     if args.json and args.json != "-":
         output_file(args.json, "--json")
     if args.plot:
@@ -91,8 +92,6 @@ def run(args: argparse.Namespace) -> int:
     refuse_overwriting({"--json": args.json, "--plot": args.plot}, [args.source, args.target, args.points])
     pair = Pair(args.source, args.target, given.points, source_box, target_box)
     result = match(pair, args.matcher, options, None if args.no_kbc else settings)
-    if least is not None and isinstance(result, MatchResult):
-        result = result.at_least(least)
     if args.plot:
         title = describe(result, args.matcher)
         full = viz.draw_answer(pair, result, title=title)["kbc"] if isinstance(result, MatchResult) else None

@@ -486,6 +486,8 @@ def test_match_without_kbc_is_the_matcher_alone(photos: dict[str, str], capsys: 
         (("--points", "1,1", "--set", "margin=-3"), "margin"),
         (("--points", "1,1", "--set", "budget=fast", "--budget", "thorough"), "`--set` must be without budget"),
         (("--points", "1,1", "--target-box", "9,9,1,1"), "`--target-box` must be"),
+        (("--points", "1,1", "--min-confidence", "2"), "`--min-confidence` must be in [0, 1]"),
+        (("--points", "1,1", "--min-confidence", "0.5", "--localizer", "predicted"), "`min_confidence` must be 0 with"),
     ],
 )
 def test_match_names_what_is_wrong(
