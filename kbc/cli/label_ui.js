@@ -6,6 +6,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const SURE = 0.8, LIKELY = 0.5;
 const RADIUS = 6, DRAG_FROM = 4; // screen pixels
 const CLOSE = 0.4; // of the object's size, around it
+const FEW = 4, ROOM = 0.1; // fewer points do not show how large it is: so much of the picture around them
 const VISIBLE = 2, HIDDEN = 1, ABSENT = 0;
 const $ = name => document.getElementById(name);
 
@@ -105,7 +106,8 @@ function close(object, [width, height]) {
   box ??= [there[0][0], there[0][1], 0, 0];
   const xs = [box[0], box[0] + box[2], ...there.map(p => p[0])], ys = [box[1], box[1] + box[3], ...there.map(p => p[1])];
   const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const around = CLOSE * Math.max(x1 - x0, y1 - y0) + 8;
+  const least = there.length < FEW ? ROOM * Math.max(width, height) : 8;
+  const around = Math.max(CLOSE * Math.max(x1 - x0, y1 - y0) + 8, least);
   return { x: x0 - around, y: y0 - around, w: x1 - x0 + 2 * around, h: y1 - y0 + 2 * around };
 }
 

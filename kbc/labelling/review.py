@@ -16,6 +16,7 @@ from kbc.images import Image, image_hw, load_image, require_cv2
 from kbc.labelling.combine import by_name
 from kbc.labelling.labels import Exemplar
 from kbc.labelling.pipeline import FoundObject, Transferred
+from kbc.support import object_box
 from kbc.types import Scores
 
 MOST = 200
@@ -136,9 +137,7 @@ def _caption(one: Exemplar) -> str:
 def _exemplar(one: Exemplar, identity: str, names: Sequence[str]) -> tuple[str, str]:
     """The labelled picture, close up, and the size by which further cards show it again."""
     image = load_image(one.image)
-    box = one.box or Box.around(one.keypoints)
-    assert box is not None  # an exemplar has a visible point
-    window = _close_up(box, image)
+    window = _close_up(object_box(one.keypoints, one.box, image_hw(image)), image)  # of few points, as KBC takes it
     places = by_name(names, one.names, window.to_window(one.keypoints))
     return _svg(window.cut(image), _points(places, names, None), identity), _size(window.size_hw)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from rectangles import BOXES, NAMES, picture, points_of, write_folder, write_labels
@@ -33,6 +35,16 @@ def test_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) ->
     page = "".join(review_page(results, [EXEMPLAR]))
     assert re.findall(r"<h2>\d\. ([^·]*) ·", page) == ["a/0.png", "b/1.png"]
     assert "<li>a/1.png</li>" in page
+
+
+def test_an_exemplar_of_one_point_is_shown_with_what_surrounds_it(tmp_path: Path) -> None:
+    """As large as KBC takes its object to be; a few pixels show nobody where it is."""
+    paths = write_folder(tmp_path, BOXES[:2])
+    alone = Exemplar(picture(BOXES[0]), NAMED[4:], points_of(BOXES[0])[4:])  # amid the red rectangle
+    page = "".join(review_page([found(paths[1], 1, 0.9)], [alone]))
+    data = base64.b64decode(re.findall(r'href="data:image/jpeg;base64,([^"]+)"', page)[0])
+    shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert 0.2 < (shown[..., 2] > 200).mean() < 0.7
 
 
 class Checked(HTMLParser):
