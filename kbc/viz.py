@@ -197,6 +197,7 @@ def draw_match(
         lines: draw a line from each source point to its answer.
         title: above the images.
     """
+    _require_answer(result, pair)
     if ax is None:
         ax = new_axes(size=(9.0, 3.8))[1][0]
     height, width = pair.source.shape[:2]
@@ -289,6 +290,8 @@ def draw_comparison(
     row = list(row) if row is not None else comparison_axes(len(answers))[1][0]
     if len(row) != 2 + len(answers):
         raise InputError(must_be("row", f"{2 + len(answers)} Axes", len(row)))
+    for answer in answers.values():
+        _require_answer(answer, pair)
     *_, last = answers.values()
     draw_match(pair, last, ax=row[0], truth=truth, tolerance=tolerance, lines=False)
     near = _surroundings(pair.source, pair.source_box, pair.keypoints)
@@ -405,12 +408,21 @@ def right_points(points: Points, truth: Points | None, tolerance: float | None =
     if truth is None:
         return None
     truth = as_points(truth, "truth")
+    if len(truth) != len(points):
+        raise InputError(must_be("truth", f"{len(points)} points, as the answer has", len(truth)))
     if tolerance is None:
         extent = Box.around(truth)
         tolerance = max(0.1 * extent.longest, 1.0) if extent else 1.0
     with np.errstate(invalid="ignore"):
         near: Mask = np.linalg.norm(points - truth, axis=1) <= tolerance
     return near
+
+
+def _require_answer(result: object, pair: Pair) -> None:
+    if not isinstance(result, Match):
+        raise InputError(must_be("answer", "a Match, such as kbc.Match(points)", f"a {type(result).__name__}"))
+    if len(result.keypoints) != len(pair.keypoints):
+        raise InputError(must_be("answer", f"{len(pair.keypoints)} points, as the pair has", len(result.keypoints)))
 
 
 class _Placed:

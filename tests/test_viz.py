@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -82,6 +83,20 @@ def test_a_point_alone_is_shown_with_what_surrounds_it() -> None:
     for name in ("source zoom", "kbc zoom"):
         low, high = axes[name].get_xlim()
         assert 160 <= high - low <= 320
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda: viz.draw_match(PAIR, TRUTH), "`answer` must be a Match, such as kbc.Match"),
+        (lambda: viz.draw_comparison(PAIR, {"a": TRUTH, "b": ANSWER}), "`answer` must be a Match, such as kbc.Match"),
+        (lambda: viz.draw_match(PAIR, Match(TRUTH[:1])), "`answer` must be 3 points, as the pair has, received 1"),
+        (lambda: viz.draw_match(PAIR, ANSWER, truth=TRUTH[:2]), "`truth` must be 3 points, as the answer has"),
+    ],
+)
+def test_what_does_not_belong_to_the_pair_is_refused(draw: Callable[[], object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        draw()
 
 
 def test_points_without_an_answer_are_counted() -> None:

@@ -96,7 +96,9 @@ def hypercolumns(
     chosen = tuple(map(int, given))
     if weights is None:
         raise InputError(must_be("weights", "a path, or 'imagenet'", None))
-    encode = _Hypercolumns(resnet(name, weights).to(device), chosen)
+    network = resnet(name, weights)
+    network.require(chosen)
+    encode = _Hypercolumns(network.to(device), chosen)
     matcher = from_features(encode, STRIDES[max(chosen)], size=size, offset=0.0, name=name, device=device)
     return matcher.with_votes() if votes else matcher
 

@@ -93,6 +93,16 @@ class ResNet(nn.Module):
             self.channels[index] = inside
         self.available: tuple[int, ...] = (1, 2, 3, 4)
 
+    def require(self, layers: Sequence[int]) -> None:
+        """Refuse layers for which there are no weights.
+
+        Raises:
+            InputError: one of these.
+        """
+        if not set(layers) <= set(self.available):
+            expected = f"among {self.available}, for which there are weights"
+            raise InputError(must_be("layers", expected, tuple(layers)))
+
     def forward(self, images: Tensor, layers: Sequence[int] = (2, 3)) -> dict[int, Tensor]:
         """Feature maps of the asked layers.
 
@@ -104,11 +114,7 @@ class ResNet(nn.Module):
             {layer: (B, channels[layer], H/stride, W/stride)}, sizes rounded up; strides 4, 8, 16, 32. Cell i of a map
             is centred on input pixel i · stride, because every strided convolution is padded symmetrically.
         """
-        missing = [layer for layer in layers if layer not in self.available]
-        if missing:
-            raise InputError(
-                must_be("layers", f"among {self.available}, for which there are weights", tuple(layers), "")
-            )
+        self.require(layers)
         x = torch.relu(self.bn1(self.conv1(images)))
         x = nn.functional.max_pool2d(x, 3, 2, 1)
         found: dict[int, Tensor] = {}

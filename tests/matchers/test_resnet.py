@@ -70,6 +70,8 @@ def test_weights_from_every_kind_of_file(ending: str, tmp_path: Path) -> None:
     assert torch.equal(network.state_dict()["layer3.1.conv2.weight"], state["layer3.1.conv2.weight"])
     with pytest.raises(InputError, match=r"among \(1, 2, 3\)"):
         network(torch.zeros(1, 3, 64, 64), (3, 4))
+    with pytest.raises(InputError, match=r"among \(1, 2, 3\)"):  # before the first match
+        resnet18(weights=path, layers=(3, 4))
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
