@@ -22,9 +22,10 @@ from kbc.cli.points import NAMED_POINTS_HELP, parse_named_points
 from kbc.data.records import Problems
 from kbc.errors import InputError, as_text, counted, must_be
 from kbc.evaluation.plan import parse_shard
-from kbc.files import output_file, refuse_overwriting, write_json, written_whole
+from kbc.files import is_file, output_file, refuse_overwriting, write_json, written_whole
 from kbc.images import turned
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
+from kbc.labelling.editing import LabelFile
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
 from kbc.labelling.job import WHOLE, Job, Workers
 from kbc.labelling.labels import Exemplar, label_picture
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
         {"--out": out, "--review": review},
         [args.labels, args.boxes, args.points, *images, *(one.image for one in labels.exemplars)],
     )
+    _refuse_losing_corrections(out, kind, labels)
     for option, value in (("--instances", args.instances), ("--exemplars", args.exemplars), ("--jobs", args.jobs)):
         if value < 1:
             raise InputError(must_be(option, "at least 1", value))
@@ -171,6 +173,21 @@ def _pictures(args: argparse.Namespace, labels: Labels) -> list[Path]:
         hint = "name others" if args.images else "name pictures after LABELS"
         raise InputError(must_be("IMAGES", "pictures that are not labelled yet", "none", hint))
     return images
+
+
+def _refuse_losing_corrections(out: Path, kind: str, labels: Labels) -> None:
+    """Refuse an output with points that a person has put right, which LABELS does not have."""
+    if kind != "coco" or not is_file(out):
+        return
+    try:
+        corrected = LabelFile(out).corrected()
+    except InputError:  # another file; it is replaced
+        return
+    lost = [image for image, at in corrected if at not in [one.keypoints for one in labels.labelled.get(image, ())]]
+    if lost:
+        received = f"{str(out)!r} with {counted(len(lost), 'object')} put right by hand, such as in {lost[0].name}"
+        hint = "choose another name; what was put right counts where that file is given as LABELS"
+        raise InputError(must_be("--out", "a file whose corrections LABELS has, too", received, hint))
 
 
 def _refuse_unwritable_names(images: Sequence[Path], out: Path, kind: str) -> None:

@@ -185,6 +185,12 @@ class LabelFile:
             "labelled": False,
         }
 
+    def corrected(self) -> list[tuple[Path, tuple[float, ...]]]:
+        """Picture and points x, y, v, … of each object that a person has put right in this file."""
+        with self._lock:
+            found = [one for one in self._annotations.values() if _labelled(one) and "exemplar" in one]
+            return [(self.picture(one["image_id"]), tuple(triples(one["keypoints"]).ravel().tolist())) for one in found]
+
     def correct(self, correction: Correction) -> dict[str, Any]:
         """Take over what a person says, write the file, and give the object as `objects` does.
 

@@ -162,6 +162,26 @@ def test_without_a_box_left_a_detectors_file_gives_no_further_objects(folder: Pa
     assert written(folder)["annotations"] == data["annotations"]
 
 
+def test_what_was_put_right_is_not_written_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, given = folder / "keypoints.json", ["--out", str(folder / "keypoints.json"), "--quiet"]
+    again = ["transfer", str(folder / "labels.json"), *given]
+    assert main(again) == 0  # nothing is lost: what it found itself, and the labels
+    file = LabelFile(out)
+    number = next(o["id"] for o in written(folder)["annotations"] if o["image_id"] == 2)
+    file.correct(Correction(id=number, keypoints=right(1)))
+    before = out.read_bytes()
+    assert main(again) == 2
+    assert "with 1 object put right by hand, such as in 1.png" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    (folder / "corrected.json").write_bytes(before)
+    assert main(["transfer", str(folder / "corrected.json"), *given]) == 0  # LABELS has it
+    file = LabelFile(out)
+    assert not file.corrected()
+    number = next(o["id"] for o in written(folder)["annotations"] if o["image_id"] == 2)
+    file.correct(Correction(id=number, keypoints=right(2)))  # once more, which LABELS does not know
+    assert main(["transfer", str(folder / "corrected.json"), *given]) == 2
+
+
 def test_an_object_is_added_and_removed(folder: Path) -> None:
     file = LabelFile(folder / "keypoints.json")
     number = next(o["id"] for o in written(folder)["annotations"] if o["image_id"] == 2)
