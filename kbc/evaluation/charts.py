@@ -99,8 +99,11 @@ def matches(
     records = {record.id: record for record in dataset.records}
     by_pair = [{outcome.pair: outcome for outcome in outcomes} for outcomes in (plain, other)]
     figure, rows = viz.comparison_axes(2, len(picked))
-    figure.suptitle("pairs at the 90, 50 and 10 % points of the gain; dashed: KBC's windows, dotted: annotated boxes",
-                    fontsize=10)  # fmt: skip
+    figure.suptitle(
+        "pairs at the 90, 50 and 10 % points of the gain: right (●), wrong (×), truth (◇); dashed: KBC's windows, "
+        "dotted: annotated boxes",
+        fontsize=10,
+    )
     for row, (pair_id, gain) in zip(rows, picked.items(), strict=True):
         first, second = (known[pair_id] for known in by_pair)
         try:
