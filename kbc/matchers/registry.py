@@ -47,7 +47,8 @@ def load_matcher(name: str, /, **options: Any) -> Matcher:
     if not isinstance(name, str):
         raise InputError(must_be("name", "text", type(name).__name__, "kbc.wrap takes a matcher itself"))
     builder = find_matcher(name).load()
-    if ":" in name and is_matcher(builder):
+    network = hasattr(builder, "forward") and not isinstance(builder, type)  # taken, or refused with what fits
+    if ":" in name and (network or is_matcher(builder)):
         if options:
             raise InputError(must_be("options", f"none, for {name!r} is a matcher already", sorted(options)))
         return to_matcher(builder)

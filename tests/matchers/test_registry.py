@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import kbc
 from kbc.errors import InputError
@@ -86,6 +87,7 @@ def gives_a_function(*, step: float = 4.0) -> Any:
 
 
 nothing = 3
+network = torch.nn.Conv2d(3, 8, 4)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,7 @@ def test_a_matcher_of_ones_own_is_named_by_its_module(name: str, options: dict[s
         (f"{__name__}:constant", {"device": "cuda:99"}, "`device` must be one"),
         (f"{__name__}:strict", {}, "`needed` must be given"),
         (f"{__name__}:nothing", {}, "that of a matcher or a function, received .*, a int"),
+        (f"{__name__}:network", {}, "an object of type Conv2d; a feature extractor becomes a matcher by from_features"),
         ("math:pow", {}, "of what takes its options by name, received 'math:pow'"),
         ("hog", {"name": 5}, "ones that 'hog' takes, received 'name'"),
         (5, {}, "`name` must be text, received int"),
