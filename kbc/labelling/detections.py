@@ -49,8 +49,9 @@ def read_detections(
 
     Either a whole COCO file, or COCO's results format: a list of `image_id`, `bbox` (x, y, width, height) and perhaps
     `category_id`. In the latter an `image_id` is a number in LABELS, or a picture's file name, and a `category_id` one
-    of LABELS. Boxes of other pictures and of categories that LABELS has no exemplar of are passed over. An entry that
-    is broken, empty, outside its picture or of a number that is not known becomes a problem; the others are used.
+    of LABELS. Boxes of other pictures and of categories that LABELS has no exemplar of are passed over; where LABELS is
+    a picture with points, which names no category, boxes of a single one count whatever it is called. An entry that is
+    broken, empty, outside its picture or of a number that is not known becomes a problem; the others are used.
 
     Args:
         problems: where those are noted.
@@ -62,7 +63,8 @@ def read_detections(
     wanted = {category.name for category in labels.categories}
     found: dict[Path, list[Detection]] = {image: [] for image in images}
     lookup, stated = _finder(images), cache(_stated)
-    others, elsewhere = set[str](), ""
+    elsewhere = ""
+    others: dict[str, list[tuple[Path, Box]]] = {}
     for one in seen:
         try:
             name, box = _checked(one, pictures)
@@ -86,7 +88,10 @@ def read_detections(
         elif category is None or (category in wanted and one.category_id in named):
             found[image].append(Detection(box, category))
         else:
-            others.add(category)
+            others.setdefault(category, []).append((image, box))
+    if len(others) == 1 and not any(found.values()) and not labels.numbers:  # a picture with points has no category
+        for image, box in next(iter(others.values())):
+            found[image].append(Detection(box))
     if not any(found.values()):
         for problem in problems:
             raise DataError(f"{path}: {problem}")

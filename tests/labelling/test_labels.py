@@ -17,6 +17,7 @@ from kbc.geometry import Box
 from kbc.images import load_image
 from kbc.labelling import Detection, find_images, read_detections, read_labels
 from kbc.labelling.editing import LabelFile
+from kbc.labelling.labels import label_picture
 
 
 def test_coco_labels_are_read(tmp_path: Path) -> None:
@@ -321,6 +322,20 @@ def test_a_broken_box_becomes_a_problem_and_the_rest_is_used(tmp_path: Path, bro
         problems = Problems()
         assert read_detections(path, paths[1:2], labels, problems) == {paths[1]: (Detection(Box(10, 20, 40, 60)),)}
         assert len(list(problems)) == 1
+
+
+def test_boxes_of_one_category_count_for_a_picture_with_points(tmp_path: Path) -> None:
+    """Which says nothing of what its object is called."""
+    paths = write_folder(tmp_path)
+    labels = label_picture(paths[0], {"a": (30.0, 40.0)})
+    path = tmp_path / "boxes.json"
+    seen = [{"image_id": "1.png", "bbox": [10, 20, 30, 40], "category_id": 7}]
+    path.write_text(json.dumps(seen))
+    found = read_detections(path, paths[1:], labels, Problems())
+    assert found[paths[1]] == (Detection(Box(10, 20, 40, 60)),)
+    path.write_text(json.dumps([*seen, {**seen[0], "category_id": 8}]))
+    with pytest.raises(DataError, match="are of number 7, number 8, the labels of object"):
+        read_detections(path, paths[1:], labels, Problems())
 
 
 def test_a_number_of_two_pictures_is_none(tmp_path: Path) -> None:
