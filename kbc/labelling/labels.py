@@ -159,6 +159,8 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
         for problem in problems:
             raise DataError(f"{path}: {problem}")
         hint = "an annotation needs `keypoints` x, y, v with v = 2 where the point is visible"
+        if any(one.labelled is False for one in data.annotations):
+            hint = "what kbc transfer found itself is no label; `kbc ui --labels` puts it right"
         raise DataError(must_be("LABELS", "a COCO file with a labelled picture", f"none in {path}", hint))
     numbers: dict[int, Path] = {}
     for image in data.images:

@@ -235,6 +235,16 @@ def test_labels_without_a_label_or_a_file_are_refused(tmp_path: Path) -> None:
         read_labels(write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]}))
 
 
+def test_a_file_of_found_points_alone_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    path = write_labels(tmp_path / "labels.json", {"0.png": BOXES[0]})
+    data = json.loads(path.read_text())
+    data["annotations"][0]["labelled"] = False
+    path.write_text(json.dumps(data))
+    with pytest.raises(DataError, match="what kbc transfer found itself is no label"):
+        read_labels(path)
+
+
 def test_pictures_are_found_in_folders_globs_and_lists(tmp_path: Path) -> None:
     paths = write_folder(tmp_path / "a")
     (tmp_path / "a" / "notes.md").write_text("no picture")
