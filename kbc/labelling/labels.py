@@ -193,11 +193,9 @@ def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, Lab
     if not category.keypoints:
         hint = "list them in the category's `keypoints`, in the order of the points"
         raise DataError(must_be(f"category {category.name!r}", "with named keypoints", "none", hint))
-    size_hw = seen_size(picture, reader.sizes)
-    beyond = int((defined(points) & ~Box.whole(size_hw).contains(points)).sum())
-    if beyond:
-        said = f"annotation {annotation.id}: {counted(beyond, 'visible point')} outside the picture"
-        reader.problems.add("annotations", f"{said} ({size_hw[1]}×{size_hw[0]})")
+    said = _outside(points, seen_size(picture, reader.sizes))
+    if said:
+        reader.problems.add("annotations", f"annotation {annotation.id}: {said}")
     given = box if kind == "annotated" else None
     if given is not None and defined(points).any() and not given.contains(points).any():
         expected = "x, y, width, height of a box that holds its visible points"
@@ -211,6 +209,12 @@ def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, Lab
     if not defined(points).any():
         return picture, own, []
     return picture, own, [Exemplar(picture, category.keypoints, points, category.name, given)]
+
+
+def _outside(points: Points, size_hw: tuple[int, int]) -> str:
+    """What to say of points outside their picture; "" where there are none."""
+    beyond = int((defined(points) & ~Box.whole(size_hw).contains(points)).sum())
+    return f"{counted(beyond, 'visible point')} outside the picture ({size_hw[1]}×{size_hw[0]})" if beyond else ""
 
 
 def categories_of(exemplars: Sequence[Exemplar]) -> tuple[Category, ...]:
@@ -233,7 +237,8 @@ def label_picture(path: Path, points: Mapping[str, tuple[float, float]], box: Bo
     flat = [v for p in rows for v in ((0.0, 0.0, 0.0) if np.isnan(p).any() else (float(p[0]), float(p[1]), 2.0))]
     bbox = None if box is None else (box.x0, box.y0, box.width, box.height)
     labelled = {path: (LabelledObject(one.category, tuple(flat), bbox),)}
-    return Labels((one,), categories_of([one]), labelled)
+    said = _outside(rows, seen_size(path, {}))
+    return Labels((one,), categories_of([one]), labelled, problems=(Problem(path.name, said),) if said else ())
 
 
 def find_images(given: Iterable[str | Path]) -> list[Path]:

@@ -186,6 +186,10 @@ def test_visible_points_outside_the_picture_are_a_problem_and_kept(tmp_path: Pat
         "annotations: annotation 1: 1 visible point outside the picture (160×120)"
     ]
     assert labels.exemplars[0].keypoints[0].tolist() == [170, 40]
+    assert [
+        str(one) for one in label_picture(tmp_path / "0.png", {"a": (170.0, 40.0), "b": (30.0, 40.0)}).problems
+    ] == ["0.png: 1 visible point outside the picture (160×120)"]
+    assert not label_picture(tmp_path / "0.png", {"a": (np.nan, np.nan), "b": (30.0, 40.0)}).problems
 
 
 def test_boxes_of_a_picture_of_another_size_are_a_problem(tmp_path: Path) -> None:
