@@ -218,8 +218,9 @@ def open_coco(
         pairs: JSON below it with `pairs`: [[source annotation id, target annotation id], …]. Without it
             `pairs.json` is taken if it is there; otherwise every two instances of a category on different images
             form a pair, in the order of the file.
-        images: folder below the root that `file_name` starts from; by default the first that holds the pictures: the
-            root, the JSON's own folder, `images`, `images/<part>` or `<part>`, as in `…_<part>.json`.
+        images: folder below the root that `file_name` starts from; by default the one that the JSON's `info.images`
+            names (`kbc transfer` writes it), else the first that holds the pictures: the root, the JSON's own folder,
+            `images`, `images/<part>` or `<part>`, as in `…_<part>.json`.
         min_points: pairs with fewer common points are left out.
         occluded: whether v = 1 counts as v = 2 does; or the least v that counts, for files that hold confidences there.
         max_pairs: at most so many pairs are formed, evenly spread over all possible ones. A list is read whole.
@@ -238,7 +239,10 @@ def open_coco(
     problems = Problems()
     path = inside(base, name, "annotations")
     data = read_coco(path, problems)
-    folder = _image_folder(base, path, data.images, base) if images is None else inside(base, images or ".", "images")
+    if images is not None:
+        folder = inside(base, images or ".", "images")
+    else:
+        folder = _image_folder(base, path, data.images, base) if data.folder is None else picture_folder(path, data)
     visible = (1.0 if occluded else 2.0) if isinstance(occluded, bool) else float(occluded)
     reader = CocoReader(folder, data, problems, visible)
     wanted, notes = inside(base, pairs or "pairs.json", "pairs"), []

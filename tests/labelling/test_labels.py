@@ -11,6 +11,7 @@ import pytest
 from rectangles import BOXES, NAMES, points_of, write_folder, write_labels
 
 from kbc.cli.points import parse_named_points
+from kbc.data import open_dataset
 from kbc.data.records import Problems
 from kbc.errors import DataError, InputError
 from kbc.geometry import Box
@@ -62,6 +63,12 @@ def test_a_file_may_say_where_its_pictures_lie(tmp_path: Path, said: object) -> 
     path.write_text(json.dumps({**json.loads(path.read_text()), "info": {"images": said}}))
     assert read_labels(path).exemplars[0].image == paths[0]
     assert LabelFile(path).picture(1).samefile(paths[0])
+    data = json.loads(path.read_text())
+    data["images"].append({"id": 2, "file_name": "1.png"})
+    data["annotations"].append({**data["annotations"][0], "id": 2, "image_id": 2})
+    path.write_text(json.dumps(data))
+    (pair,) = open_dataset("coco", tmp_path / "out", annotations="labels.json").records
+    assert pair.target_path.samefile(paths[1])
 
 
 def test_hidden_points_are_no_exemplar_but_the_picture_is_labelled(tmp_path: Path) -> None:
