@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -224,6 +225,7 @@ def main() -> None:
         help="pairs a set; twice as many of the shrunk PF-WILLOW, two fifths of the ambiguous sets",
     )
     parser.add_argument("--sets", help="only these, with commas")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, by their names in the table")
     parser.add_argument("--votes", action="store_true", help="instead: the matcher without and with `with_votes`")
     parser.add_argument("--kbcnet", type=Path, help="instead: around this checkpoint of KBCNet on frozen ResNet-18")
     parser.add_argument("--work", type=Path, default=Path("runs/localisation"))
@@ -248,8 +250,10 @@ def main() -> None:
         rows, title = KBCNET, "Around KBCNet"
         matcher = f"KBCNet, `{args.kbcnet.stem}`, at 256 px."
         matchers["256"] = kbc.load_matcher("kbcnet", weights=args.kbcnet, backbone_weights=weights)
+    if args.rows:
+        rows = {name: rows[name] for name in ("no KBC", *args.rows, TRUE)}  # what the others are compared with
     args.work.mkdir(parents=True, exist_ok=True)
-    kind = "-votes" * args.votes + "-kbcnet" * bool(args.kbcnet)
+    kind = "-votes" * args.votes + "-kbcnet" * bool(args.kbcnet) + f"-{len(rows)}" * bool(args.rows)
     tables = {}
     for name, opened in open_sets(args.data / "data", args.limit):
         if args.sets and name not in args.sets.split(","):
@@ -261,6 +265,7 @@ def main() -> None:
             print(f"{name}: {time.time() - start:.0f} s", flush=True)
         tables[name] = json.loads(kept.read_text())
     options = " --votes" * args.votes + (f" --kbcnet {args.kbcnet.name}" if args.kbcnet else "")
+    options += (" --rows " + shlex.join(args.rows)) if args.rows else ""
     command = f"python tests/benchmarks/localize.py --data $KBC_DATA --limit {args.limit}{options}"
     text = markdown(tables, rows, title, command, matcher)
     if args.out:
