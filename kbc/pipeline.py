@@ -13,7 +13,7 @@ from kbc.config import KBCConfig, KBCOptions, make_config
 from kbc.cropping import is_small, window_around
 from kbc.errors import InputError, counted, must_be
 from kbc.geometry import Box, Points, Window, defined, looks_per_cent
-from kbc.images import ImageLike, image_hw
+from kbc.images import ImageLike, fingerprint, image_hw
 from kbc.localize import LOCALIZERS, Candidate
 from kbc.matchers.function import to_matcher
 from kbc.matchers.protocol import Matcher, matcher_name
@@ -183,6 +183,8 @@ class KBCMatcher:
 
     def _localize(self, works: Sequence[_Work], probe: Probe) -> None:
         """The layout of the coarse answers, and candidates where source or target is small."""
+        for work in works:
+            work.why_coarse = "coarse: outside"  # where no keypoint lies in the source's window
         active = [work for work in works if work.state.known.any() and work.state.coarse is not None]
         seen = [work.state.coarse for work in active if work.state.coarse is not None]
         judged = judge([work.state for work in active], seen, [WHOLE] * len(active), self.tuning)
@@ -426,6 +428,9 @@ def _doubts(pair: Pair, answers: Points) -> list[str]:
     box = pair.source_box
     if box is not None and defined(pair.keypoints).any() and not box.contains(pair.keypoints).any():
         found.append("`source_box` holds none of the keypoints: is it x0, y0, x1, y1, of the object that they are on?")
+    moved = np.abs(answers - pair.keypoints)[defined(pair.keypoints)]
+    if len(moved) > 1 and (moved < 1e-3).all() and fingerprint(pair.source) != fingerprint(pair.target):
+        found.append("every answer lies exactly where its keypoint does: does the matcher look at the target?")
     if looks_per_cent(pair.keypoints, image_hw(pair.source)):
         found.append("all keypoints lie within 100 px of the corner (0, 0): are they per cent? pixels are expected")
     elif looks_per_cent(answers, image_hw(pair.target)):

@@ -378,6 +378,8 @@ def test_every_point_says_why_it_is_coarse() -> None:
     assert box is not None
     result = kbc.wrap(Oracle(WARP)).match([oracle_pair(points, source_box=box)])[0]
     assert result.origin == ("fine",) * 4 + ("undefined", "coarse: outside")
+    elsewhere = kbc.wrap(Oracle(WARP)).match([oracle_pair(SMALL, source_box=kbc.Box(200, 180, 230, 200))])[0]
+    assert elsewhere.origin == ("coarse: outside",) * 4
     assert np.abs(result.keypoints - truth(points))[[0, 1, 2, 3, 5]].max() <= 0.05
 
     class Silent(Oracle):

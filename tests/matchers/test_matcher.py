@@ -367,5 +367,16 @@ def test_points_and_answers_that_may_be_per_cent_or_placeholders_are_noted() -> 
     assert "all answers lie within 100 px of the corner (0, 0): does the matcher give per cent" in per_cent
     assert "all keypoints lie within 100 px of the corner (0, 0)" in note(asked / (6.4, 4), lambda s, t, k: k)
     assert note(asked, lambda s, t, k: k) == ""
-    zeros = note(np.concatenate([asked, [[0, 0]]]), lambda s, t, k: k)
+    zeros = note(np.concatenate([asked, [[0, 0]]]), lambda s, t, k: k)  # on one picture twice, which is right
     assert zeros == "1 keypoint at exactly (0, 0): where that stands for a point that is not there, give NaN"
+
+
+def test_a_function_that_gives_its_keypoints_back_is_noted() -> None:
+    source, target = np.zeros((400, 640, 3), np.uint8), np.full((400, 640, 3), 9, np.uint8)
+    asked = np.array([[320.0, 100.0], [480, 200], [400, 300], [np.nan, np.nan], [310, 260]])
+
+    def note(target: np.ndarray, function: Any) -> str:
+        return " ".join(kbc.wrap(function).match([Pair(source, target, asked)])[0].notes)
+
+    assert "every answer lies exactly where its keypoint does" in note(target, lambda s, t, k: k)
+    assert note(source, lambda s, t, k: k) == note(target, lambda s, t, k: k + 1) == ""
