@@ -161,7 +161,7 @@ def _scores(dataset: DatasetReport, runs: Sequence[RunInfo]) -> list[str]:
         cells += [_percent((n.any_instance or n.per_image)[head])] * several
         cells += [_percent(n.per_point[head]), _percent(n.per_category[head])]
         if c := n.comparison:
-            cells += [f"{_signed(c.gain)} ({_range(c.interval, signed=True)})", f"{c.p:.3f}"]
+            cells += [f"{_signed(c.gain)} ({_range(c.interval, signed=True)})", _chance(c.p)]
             cells += map(_percent, (c.better, c.worse, c.much_worse, c.loss))
         else:
             cells += [""] * 6
@@ -201,6 +201,10 @@ def _signed(share: float | None) -> str:
 def _range(interval: Interval, signed: bool = False) -> str:
     show = _signed if signed else _percent
     return f"{show(interval[0])} to {show(interval[1])}"
+
+
+def _chance(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _decimal(value: float | None) -> str:

@@ -45,7 +45,7 @@ def outcome(pair: int, right: Sequence[bool], run: str = "m off", **fields: Any)
         "category": "cat",
         "seconds": 0.5,
     }
-    return Outcome("set", run, str(pair), pair, **{**base, **fields})
+    return Outcome(fields.pop("dataset", "set"), run, str(pair), pair, **{**base, **fields})
 
 
 PLAIN = [outcome(0, [True, False]), outcome(1, [True] * 4), outcome(2, [False] * 4), outcome(3, [True, True])]
@@ -195,6 +195,18 @@ def test_the_markdown_carries_protocol_gain_and_price(root: Path) -> None:
     assert "**75.0**" in rows[0]
     assert "100.0" in rows[0]
     assert "**100.0**" not in rows[0]  # who is told the answer wins nothing
+
+
+def test_a_chance_too_small_to_print_is_not_printed_as_none(root: Path) -> None:
+    made = Plan((Source("coco", str(root)),), (Run("m", "off"), Run("m", "best")))
+    datasets = made.open()
+    pairs = [
+        outcome(i, [good], run, dataset=datasets[0].name)
+        for i in range(30)
+        for run, good in (("m off", False), ("m best", True))
+    ]
+    text = render(build(made, datasets, pairs, {datasets[0].name: PROTOCOL}, "kbc eval"))
+    assert "| < 0.001 |" in text  # of 2³⁰ patterns one
 
 
 # --- the command -------------------------------------------------------------------------------------------------
