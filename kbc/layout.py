@@ -108,7 +108,7 @@ class Layout:
 def _draws(count: int) -> Tensor:
     """(2, count) fixed fractions in [0, 1): which two answers make each proposal. The same at every call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, count, generator=generator, dtype=torch.float64)
+    return torch.rand(2, count, generator=generator, dtype=torch.float64, device="cpu")
 
 
 @torch.inference_mode()

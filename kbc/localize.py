@@ -179,7 +179,7 @@ def agreed(
         new = [i for i, one in enumerate(seen) if one.transforms is None and cut == (area[i] == 0)]
         if new:
             source, answers, share = stacked_answers([states[i] for i in new], [[seen[i]] for i in new])
-            areas = torch.tensor([area[i] for i in new], dtype=source.dtype)
+            areas = source.new_tensor([area[i] for i in new])
             part = replace(tuning, proposals=count)
             found = layout.propose(source, answers[:, :, 0], share[:, :, 0], areas, tuning=part)
             for row, i in enumerate(new):
@@ -196,7 +196,7 @@ def proposed(
     transforms = agreed(states, seen, [one.target.box.area for one in seen], tuning)
     found = []
     for index, state in enumerate(states):
-        framing = torch.as_tensor(state.points[state.framing])
+        framing = torch.from_numpy(state.points[state.framing])
         placed = transforms[index](framing.expand(transforms.score.shape[1], -1, -1)).numpy()
         found.append(_distinct(placed, transforms.score[index].numpy(), state, name))
     return found

@@ -86,7 +86,7 @@ def network_input(images: Sequence[Image], normalise: bool, device: str | torch.
     """
     import torch
 
-    levels = torch.arange(256, dtype=torch.float32).expand(3, 1, -1) / 255
+    levels = torch.arange(256, dtype=torch.float32, device="cpu").expand(3, 1, -1) / 255
     tables = (imagenet_normalised(levels) if normalise else levels)[:, 0].numpy()
     cv2 = require_cv2()
     batch = np.empty((len(images), 3, *images[0].shape[:2]), np.float32)
@@ -227,7 +227,7 @@ def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.floa
     """
     import torch
 
-    values = torch.as_tensor(maps)
+    values = torch.from_numpy(maps)
     if len(values) == 0:
         return np.empty((0, most, 2)), np.empty((0, most))
     flat = torch.where(values >= _highest_near(values), values, -torch.inf).flatten(1)

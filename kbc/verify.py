@@ -151,10 +151,10 @@ def _heard(one: FinePass, best: FinePass, tuning: Tuning) -> bool:
 
 def _cells(seen: Sequence[Sequence[Observation]]) -> Tensor:
     """(B, P) target pixels a cell of the matcher covers in each pass of each pair, 0 where there is none."""
-    cell = torch.zeros(len(seen), max(map(len, seen)), dtype=torch.float64)
-    for i, found in enumerate(seen):
-        cell[i, : len(found)] = torch.tensor([one.cell for one in found])
-    return cell
+    cell = np.zeros((len(seen), max(map(len, seen))))
+    for row, found in zip(cell, seen, strict=True):
+        row[: len(found)] = [one.cell for one in found]
+    return torch.from_numpy(cell)
 
 
 def _searched_area(states: Sequence[PairState], seen: Sequence[Observation]) -> list[float]:

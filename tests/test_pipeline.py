@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -595,3 +596,30 @@ def test_no_kind_of_matcher_pays_more_than_the_budget(
         pair = Pair(ramp(SIZE), blue_target(9).target, points, target_box=box)
         result = kbc.wrap(matcher, localizer=localizer, budget=budget, passes=8).match([pair])[0]
         assert matcher.spent() <= result.cost <= most
+
+
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "function": lambda: lambda source, target, keypoints: np.add(keypoints, (30, 20)),
+    "hog": lambda: kbc.load_matcher("hog"),
+    "votes": lambda: kbc.load_matcher("hog").with_votes(),
+    "kbcnet": lambda: kbc.load_matcher("kbcnet"),
+    "flow": lambda: kbc.from_flow(lambda s, t: torch.full((len(s), 2, 16, 16), 3.0, device=s.device), size=128),
+    "correlation": lambda: kbc.from_correlation(
+        lambda s, t: torch.eye(256, device=s.device).reshape(1, 16, 16, 16, 16).expand(len(s), -1, -1, -1, -1), size=128
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_device_that_torch_makes_tensors_on_by_default_changes_nothing(name: str) -> None:
+    """As `torch.set_default_device("cuda")` does in notebooks; "meta" stands for it, which holds no values at all."""
+    source, target = draw_scene(1, (200, 240)), draw_scene(2, (210, 220))
+    asked = Pair(source, target, np.array([[100, 80], [120, 85], [110, 100], [105, 95.0]]))
+    wrapped = kbc.wrap(NETWORKS[name](), budget="balanced")
+    plain = wrapped.match([asked])[0]
+    wrapped = kbc.wrap(NETWORKS[name](), budget="balanced")
+    with torch.device("meta"):
+        other = wrapped.match([asked])[0]
+    assert other.keypoints == pytest.approx(plain.keypoints, abs=1e-9)
+    assert other.confidence == pytest.approx(plain.confidence, abs=1e-9)
+    assert (other.origin, other.notes) == (plain.origin, plain.notes)

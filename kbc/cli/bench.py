@@ -144,7 +144,7 @@ def _queried(side: int, rounds: int) -> Row:
     stack, x = CenterPivotStack(CHANNELS), _grid(CHANNELS[0], side)
     block = max(4, side // 4)
     first = (side - block) // 2
-    drawn = torch.randperm(block * block, generator=torch.Generator().manual_seed(0))[:10]
+    drawn = torch.randperm(block * block, generator=torch.Generator().manual_seed(0), device="cpu")[:10]
     rows = (first + drawn // block) * side + first + drawn % block
     row = Row(f"CPU query rows, 10 points in a block of {block}×{block} cells, {side}⁴")
     return _ratio(row, partial(_stack, x, stack), partial(stack.query_rows, x, rows), rounds)

@@ -113,8 +113,10 @@ def unpooled(values: Tensor, factor: int, size: Sequence[int]) -> Tensor:
 
 def nearness(grid_a: tuple[int, int], grid_b: tuple[int, int], sigma: float) -> Tensor:
     """exp(−d²/2σ²) of the distance of cell centres, in units of the frame's sides: (Ha, Wa, Hb, Wb)."""
-    down, across = (
-        (((torch.arange(a).float() + 0.5) / a)[:, None] - ((torch.arange(b).float() + 0.5) / b)[None]).square()
-        for a, b in zip(grid_a, grid_b, strict=True)
-    )
+    down, across = ((_middles(a)[:, None] - _middles(b)[None]).square() for a, b in zip(grid_a, grid_b, strict=True))
     return torch.exp(-(down[:, None, :, None] + across[None, :, None, :]) / (2 * sigma**2))
+
+
+def _middles(count: int) -> Tensor:
+    """Of `count` equal parts of 1."""
+    return (torch.arange(count, dtype=torch.float32, device="cpu") + 0.5) / count

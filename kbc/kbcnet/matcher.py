@@ -51,8 +51,8 @@ class Flow:
         (x0, y0), (x1, y1) = self.source[0, 0], self.source[-1, -1]
         height, width = self.confidence.shape
         span = np.array([(x1 - x0) / max(width - 1, 1) or 1.0, (y1 - y0) / max(height - 1, 1) or 1.0])
-        cells = torch.as_tensor((np.asarray(points, dtype=np.float64) - (x0, y0)) / span)
-        maps = torch.as_tensor(self.target).permute(2, 0, 1)
+        cells = torch.from_numpy((np.asarray(points, dtype=np.float64) - (x0, y0)) / span)
+        maps = torch.from_numpy(self.target).permute(2, 0, 1)
         found: Points = sample(maps, cells).T.numpy()
         return np.where(defined(points)[:, None], found, np.nan)
 
@@ -125,7 +125,7 @@ class KBCNet(FeatureMatcher):
                 height, width = refined.shape[:2]
                 cells, score = self._peaks(refined.flatten(0, 1))
             y, x = np.mgrid[:height, :width].astype(np.float64)
-            centres = self.grid.to_pixels(torch.as_tensor(np.stack([x, y], axis=-1).reshape(-1, 2))).numpy()
+            centres = self.grid.to_pixels(torch.from_numpy(np.stack([x, y], axis=-1).reshape(-1, 2))).numpy()
             found = self.grid.to_pixels(cells).double().cpu().numpy()
             flows.append(
                 Flow(
@@ -166,11 +166,11 @@ class KBCNet(FeatureMatcher):
 
     def _source_cells(self, pairs: Sequence[Pair]) -> Tensor:
         """(B, K, 2), filled up with NaN."""
-        cells = torch.full((len(pairs), max(len(pair.keypoints) for pair in pairs), 2), torch.nan, dtype=torch.float32)
+        cells = np.full((len(pairs), max(len(pair.keypoints) for pair in pairs), 2), np.nan, np.float32)
         for row, pair in zip(cells, pairs, strict=True):
             inside = self._frame(pair.source).to_window(pair.keypoints)
-            row[: len(inside)] = self.grid.to_cells(torch.as_tensor(inside)).float()
-        return cells.to(self.network.log_temperature.device)
+            row[: len(inside)] = self.grid.to_cells(torch.from_numpy(inside)).numpy()
+        return torch.from_numpy(cells).to(self.network.log_temperature.device)
 
 
 def peaks(rows: Tensor, reach: int, temperature: float) -> tuple[Tensor, Tensor]:

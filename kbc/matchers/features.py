@@ -181,8 +181,8 @@ class FeatureMatcher:
             return values
         rows, columns = tiled[0] * 2, tiled[1] * 2
         x, y = cell_centres((rows, columns), size_hw)
-        at = torch.as_tensor(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2), dtype=values.dtype)
-        cells = self.grid.to_cells(at.to(values.device))
+        at = torch.from_numpy(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
+        cells = self.grid.to_cells(at.to(values))
         return sample(values, cells, "bicubic").reshape(-1, rows, columns)
 
     def _frame(self, image: Image) -> Window:

@@ -67,7 +67,7 @@ def check_rows(rows: Tensor | Sequence[int] | Sequence[Sequence[int]], x: Tensor
     """(B, K) int64 on the CPU, every cell inside the a-grid of x."""
     hint = "give ha·Wa + wa for each asked cell"
     try:
-        cells = torch.as_tensor(rows).cpu()
+        cells = torch.as_tensor(rows, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:  # ragged, no numbers, or on the meta device
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -171,7 +171,7 @@ def _runs(row: list[bool]) -> list[tuple[int, int]]:
 
 
 def _mask(cells: Tensor, ha: int, wa: int) -> Tensor:
-    mask = torch.zeros(ha * wa, dtype=torch.bool)
+    mask = torch.zeros(ha * wa, dtype=torch.bool, device="cpu")
     mask[cells] = True
     return mask.view(ha, wa)
 

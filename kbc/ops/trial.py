@@ -99,7 +99,7 @@ def _tried(
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator, device="cpu").to(dtype)
 
     x = drawn(_SHAPE[0], channels, *_SHAPE[1:])
     layer = [drawn(*weight_a.shape), drawn(*weight_b.shape), drawn(outputs) if has_bias else None]

@@ -27,7 +27,7 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.recipe = network, recipe
         self.run = torch.compile(network) if compiled else network
-        start = torch.randn(names, network.width, generator=torch.Generator().manual_seed(recipe.seed))
+        start = torch.randn(names, network.width, generator=torch.Generator().manual_seed(recipe.seed), device="cpu")
         self.parts = nn.Parameter(start * 0.1, requires_grad=recipe.part_weight > 0)
 
     def forward(self, batch: dict[str, Any], decode: bool) -> dict[str, Tensor]:
