@@ -13,7 +13,7 @@ import numpy as np
 from kbc.cli import turned_note
 from kbc.cli.options import key_values
 from kbc.data import KINDS, Dataset, Problem, ap10k, open_dataset, pfwillow
-from kbc.data.coco import layouts
+from kbc.data.coco_file import layouts
 from kbc.data.decoding import decoder_warnings
 from kbc.errors import DataError, InputError, counted, must_be
 from kbc.geometry import looks_per_cent
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 def _unreadable(dataset: Dataset, problems: list[Problem]) -> int:
     """How many pairs have a picture that cannot be read: a pair of two such pictures counts once."""
     broken = {problem.where for problem in problems if problem.pairs}
-    return sum(bool({str(record.source_path), str(record.target_path)} & broken) for record in dataset)
+    return sum(any(str(path) in broken for path, _ in record.sides) for record in dataset)
 
 
 def _warned(dataset: Dataset, problems: Sequence[Problem]) -> list[str]:
@@ -109,7 +109,7 @@ def _warned(dataset: Dataset, problems: Sequence[Problem]) -> list[str]:
 
 def _per_cent(dataset: Dataset) -> list[str]:
     """A note where the points of every pair may be per cent: one object may lie in a corner, all of them hardly."""
-    points = np.concatenate([np.empty((0, 2)), *(p for r in dataset for p in (r.keypoints, r.target_keypoints))])
+    points = np.concatenate([np.empty((0, 2)), *(points for record in dataset for _, points in record.sides)])
     if not looks_per_cent(points, (300, 300)):
         return []
     try:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from kbc.cli import say_problems
 from kbc.cli.options import options_of
 from kbc.cli.ui_guard import Guard, without_folders
-from kbc.data.records import explain
+from kbc.data.annotations import explain
 from kbc.errors import InputError, KBCError, must_be
 from kbc.images import load_image, require_cv2
 from kbc.labelling.editing import Correction, LabelFile, Which

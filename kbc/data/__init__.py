@@ -54,11 +54,10 @@ def open_dataset(kind: str, root: str | Path | None = None, **options: Any) -> D
     if kind not in KINDS:
         raise InputError(must_be("kind", "a known kind of data set", repr(kind), nearest(str(kind), KINDS)))
     module, name = KINDS[kind]
-    opener = getattr(importlib.import_module(module), name)
+    opener: Callable[..., Dataset] = getattr(importlib.import_module(module), name)
     _check_options(kind, opener, options)
     if kind == "scenes":
-        dataset: Dataset = opener(**options)
-        return dataset
+        return opener(**options)
     if root is None:
         raise InputError(
             must_be("root", f"the folder of the data set, kind {kind!r}", "nothing", "in the shell --root DIR")
@@ -66,8 +65,7 @@ def open_dataset(kind: str, root: str | Path | None = None, **options: Any) -> D
     folder = as_path(root, "root")
     if not os.path.isdir(folder):
         raise DataError(must_be("root", "an existing folder", repr(str(root))))
-    opened: Dataset = opener(folder, **options)
-    return opened
+    return opener(folder, **options)
 
 
 def _check_options(kind: str, opener: Callable[..., Dataset], options: dict[str, Any]) -> None:

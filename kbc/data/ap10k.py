@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
-from kbc.data.records import (
-    CACHE_BYTES,
-    FAR,
-    Dataset,
-    PairRecord,
-    Problems,
-    Record,
-    Zeros,
-    box_xywh,
-    existing,
-    inside,
-    read_json,
-)
+from kbc.data.annotations import FAR, FourNumbers, Record, Zeros, box_xywh, existing, inside, read_json
+from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import DataError, must_be, refuse_others
 from kbc.files import is_file
 from kbc.geometry import Points
 
 FOLDERS = {"intra-species": "", "cross-species": "_cross_species", "cross-family": "_cross_family"}
 """Benchmark → how its folders' names end."""
-_Four = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
 class _Pair(Record):
@@ -37,7 +24,7 @@ class _Pair(Record):
 
 
 class _Image(Record):
-    bbox: _Four
+    bbox: FourNumbers
     keypoints: list[float]
     name: str = ""
     file_name: str = ""

@@ -5,190 +5,27 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from kbc import files
-from kbc.data.records import (
-    CACHE_BYTES,
-    FAR,
-    BoxKind,
-    Dataset,
-    PairRecord,
-    Problems,
-    Record,
-    Zeros,
-    box_xywh,
-    existing,
-    explain,
-    inside,
-    read_json,
-    refuse_relative,
-    sized,
-)
+from kbc.data.annotations import FAR, Record, Zeros, existing, inside, read_json, sized
+from kbc.data.coco_file import CocoAnnotation, CocoFile, box_of, layouts, picture_folder, read_coco
+from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems, refuse_relative
 from kbc.errors import DataError, InputError, must_be
 from kbc.geometry import Box, Points, defined
 
 MAX_PAIRS = 20_000
 """Pairs that are formed where no file lists them; more instances give evenly spread ones of all possible pairs."""
 
-CocoBox: TypeAdapter[list[float]] = TypeAdapter(Annotated[list[float], Field(min_length=4, max_length=4)])
-
-
-class CocoImage(Record):
-    """An entry of `images`."""
-
-    id: int
-    file_name: str
-    width: int | None = None
-    height: int | None = None
-
-    @property
-    def size_hw(self) -> tuple[int, int] | None:
-        """(height, width) where the file tells what a picture can have: VIA writes −1, others 0."""
-        if self.height is None or self.width is None:
-            return None
-        return (self.height, self.width) if 0 < self.height < FAR and 0 < self.width < FAR else None
-
-
-class CocoCategory(Record):
-    """An entry of `categories`; `skeleton` holds pairs of keypoints, counted from 1."""
-
-    id: int
-    name: str
-    keypoints: tuple[str, ...] = ()
-    skeleton: Any = None
-
-
-class CocoAnnotation(Record):
-    """An entry of `annotations`; its box is checked when it is asked for, so that a broken one costs no points."""
-
-    id: int
-    image_id: int
-    category_id: int
-    keypoints: tuple[Annotated[float, Field(allow_inf_nan=True)] | None, ...] | None = ()
-    bbox: Any = None
-    bbox_kind: Literal["annotated", "keypoint-extent"] = "annotated"
-    labelled: Any = True  # false where `kbc transfer` found the points
-
-
-@dataclass(frozen=True)
-class CocoFile:
-    """The entries of a COCO keypoints file that can be used, and where it says that its pictures lie."""
-
-    images: tuple[CocoImage, ...]
-    annotations: tuple[CocoAnnotation, ...]
-    categories: tuple[CocoCategory, ...]
-    folder: str | None = None
-
 
 class _Pairs(Record):
     pairs: list[Annotated[list[int], Field(min_length=2, max_length=2)]]
-
-
-_E = TypeVar("_E", CocoImage, CocoAnnotation, CocoCategory)
-_M = TypeVar("_M", bound=Record)
-
-
-def read_coco(path: Path, problems: Problems) -> CocoFile:
-    """A COCO file, entry by entry: a broken one becomes a problem, the others are read.
-
-    Raises:
-        DataError: the file is no JSON object with the lists `images`, `annotations` and `categories`.
-    """
-    data = files.read_json(path)
-    info = data.get("info") if isinstance(data, dict) else None
-    said = info.get("images") if isinstance(info, dict) else None
-    return CocoFile(
-        unique_entries(data, "images", CocoImage, path, problems),
-        unique_entries(data, "annotations", CocoAnnotation, path, problems),
-        unique_entries(data, "categories", CocoCategory, path, problems),
-        said if isinstance(said, str) and "\0" not in said else None,  # others count their pictures there
-    )
-
-
-def unique_entries(data: Any, name: str, model: type[_E], path: Path, problems: Problems) -> tuple[_E, ...]:
-    """The entries of a list in a COCO file that can be used, and whose ids stand for nothing else.
-
-    Raises:
-        DataError: there is no such list.
-    """
-    return _unique(
-        entries(data.get(name) if isinstance(data, dict) else None, name, model, path, problems), name, problems
-    )
-
-
-def entries(listed: Any, name: str, model: type[_M], path: Path, problems: Problems) -> list[_M]:
-    """The entries of a list as checked models; a broken one becomes a problem.
-
-    Raises:
-        DataError: it is no list.
-    """
-    if not isinstance(listed, list):
-        raise DataError(f"{path}: must be a JSON object with the list {name!r}, as COCO's keypoint files are")
-    found = []
-    for number, entry in enumerate(listed):
-        try:
-            found.append(model.model_validate(entry))
-        except ValidationError as error:
-            problems.add(f"{path.name}, {name}.{number}", explain(error))
-    return found
-
-
-def _unique(entries: Sequence[_E], name: str, problems: Problems) -> tuple[_E, ...]:
-    """The entries without those whose id stands for several different ones; what names such an id names nothing."""
-    held: dict[int, list[_E]] = {}
-    for entry in entries:
-        same = held.setdefault(entry.id, [])
-        if entry not in same:
-            same.append(entry)
-    for number, same in held.items():
-        if len(same) > 1:
-            problems.add(name, f"id {number} stands for {len(same)} different {name}, so none of them is used")
-    return tuple(same[0] for same in held.values() if len(same) == 1)
-
-
-def layouts(root: Path) -> list[str]:
-    """The COCO files in a folder, as kbc, Roboflow, CVAT and COCO itself lay them out, below it; [] without any."""
-    for pattern in (
-        "annotations.json",
-        "_annotations.coco.json",
-        "*/_annotations.coco.json",
-        "annotations/*keypoints*.json",
-    ):
-        found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file())
-        if found:
-            return found
-    return []
-
-
-def picture_folder(path: Path, data: CocoFile) -> Path:
-    """Where the pictures of a file lie that is named alone: where it says so, beside it, or as tools lay them out."""
-    if data.folder is not None:
-        return path.parent / data.folder
-    base = path.parent.parent if path.parent.name == "annotations" else path.parent
-    return _image_folder(base, path, data.images, path.parent)
-
-
-def _image_folder(base: Path, path: Path, pictures: Iterable[CocoImage], first: Path) -> Path:
-    """Where the pictures lie: `first`, the root, beside the file, or in a folder named as its part (`val2017`)."""
-    part = path.stem.rpartition("_")[2]
-    folders = [first, base, path.parent, *(base / name for name in ("images", f"images/{part}", part))]
-    names = [picture.file_name for picture in pictures][:20]
-
-    def holds(folder: Path, name: str) -> bool:
-        try:
-            return bool(existing(inside(folder, name)))
-        except DataError:
-            return False
-
-    return next((folder for folder in folders if any(holds(folder, name) for name in names)), first)
 
 
 def open_coco(
@@ -239,10 +76,7 @@ def open_coco(
     problems = Problems()
     path = inside(base, name, "annotations")
     data = read_coco(path, problems)
-    if images is not None:
-        folder = inside(base, images or ".", "images")
-    else:
-        folder = _image_folder(base, path, data.images, base) if data.folder is None else picture_folder(path, data)
+    folder = picture_folder(path, data, base) if images is None else inside(base, images or ".", "images")
     visible = (1.0 if occluded else 2.0) if isinstance(occluded, bool) else float(occluded)
     reader = CocoReader(folder, data, problems, visible)
     wanted, notes = inside(base, pairs or "pairs.json", "pairs"), []
@@ -390,12 +224,9 @@ class CocoReader:
         points = self._points(annotation)
         if annotation.bbox is not None:
             try:
-                box = box_xywh(CocoBox.validate_python(annotation.bbox), f"bbox of annotation {number}")
-                return path, points, box, annotation.bbox_kind
-            except (DataError, ValidationError) as error:
-                expected = f"bbox of annotation {number} must be four numbers x, y, width, height"
-                what = error if isinstance(error, DataError) else f"{expected}, received {annotation.bbox!r:.60}"
-                self.problems.add("annotations", f"{what}; the extent of its keypoints is used")
+                return path, points, box_of(annotation.bbox, f"bbox of annotation {number}"), annotation.bbox_kind
+            except DataError as error:
+                self.problems.add("annotations", f"{error}; the extent of its keypoints is used")
         return path, points, Box.around(points), "keypoint-extent"
 
     def _points(self, annotation: CocoAnnotation) -> Points:

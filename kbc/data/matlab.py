@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kbc.data.records import FAR
+from kbc.data.annotations import FAR
 from kbc.errors import DataError
 from kbc.files import read_bytes
 from kbc.geometry import Points

@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from kbc.data.annotations import FAR, Zeros, existing, inside
 from kbc.data.matlab import from_matlab, read_mat
-from kbc.data.records import CACHE_BYTES, FAR, BoxKind, Dataset, PairRecord, Problems, Zeros, existing, inside
+from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems
 from kbc.errors import DataError, InputError, must_be, refuse_others
 from kbc.files import is_file, read_table
 from kbc.geometry import Box, Points

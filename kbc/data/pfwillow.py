@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kbc.data.annotations import FAR, Zeros, existing, inside
 from kbc.data.matlab import from_matlab, read_mat
-from kbc.data.records import CACHE_BYTES, FAR, Dataset, PairRecord, Problems, Zeros, existing, inside
+from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import DataError, must_be
 from kbc.files import read_table
 from kbc.geometry import Box, Points, defined

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import posixpath
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kbc import files
-from kbc.errors import DataError, InputError, as_text, counted, must_be, requirement
+from kbc.errors import DataError, InputError, as_text, counted, must_be
 from kbc.files import file_digest
 from kbc.geometry import Box, Points, defined, looks_relative
-from kbc.headers import stated_size
 from kbc.images import Image, image_hw, immutable, load_image, turned
 from kbc.types import Pair
 
@@ -30,9 +25,6 @@ Boxes: TypeAlias = Literal["none", "source", "target", "both"]
 """Which boxes `Dataset.load` puts into the pair. A target box is knowledge that a figure has to name."""
 
 CACHE_BYTES = 512 * 2**20
-
-FAR = 1e9
-"""Pixels: no picture has such a side, and differences of such coordinates overflow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +76,11 @@ class PairRecord:
         kind = f", {self.category!r}" if self.category else ""
         return f"PairRecord({self.id!r}{kind}, {self.source_path.name} → {self.target_path.name}, {points})"
 
+    @property
+    def sides(self) -> tuple[tuple[Path, Points], tuple[Path, Points]]:
+        """Picture and points of the source, and of the target."""
+        return (self.source_path, self.keypoints), (self.target_path, self.target_keypoints)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Points that were pickled or copied are read-only again."""
         self.__dict__.update(state)
@@ -103,6 +100,22 @@ class Problem:
         return as_text(f"{self.where}: {self.what}") + (
             f" ({counted(self.pairs, 'pair')} left out)" if self.pairs else ""
         )
+
+
+class Problems:
+    """Collects what is wrong while reading, one entry per place, counting the pairs it costs."""
+
+    def __init__(self, found: Iterable[Problem] = ()) -> None:
+        self._found = {(problem.where, problem.what): problem for problem in found}
+
+    def add(self, where: str, what: object, pairs: int = 0) -> None:
+        """Note a problem; the same one again only counts further pairs."""
+        key = (where, str(what))
+        held = self._found.get(key, Problem(where, str(what)))
+        self._found[key] = replace(held, pairs=held.pairs + pairs)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._found.values())
 
 
 class ImageCache:
@@ -226,7 +239,7 @@ class Dataset(Sequence[PairRecord]):
 
     def images(self) -> list[Path]:
         """Every image named by a pair, once, in order of appearance."""
-        return list(dict.fromkeys(p for r in self.records for p in (r.source_path, r.target_path)))
+        return list(dict.fromkeys(path for record in self.records for path, _ in record.sides))
 
     def digest(self) -> str:
         """SHA-256 of what results depend on: every pair as annotated, and the bytes of the image files that pairs name.
@@ -257,19 +270,15 @@ class Dataset(Sequence[PairRecord]):
         found = list(self.problems)
         if not self.records and not found:
             found.append(Problem(self.name, "holds no pair"))
-        uses: dict[Path, int] = {}
-        for record in self.records:
-            for path in {record.source_path, record.target_path}:
-                uses[path] = uses.get(path, 0) + 1
+        uses = Counter(path for record in self.records for path in {record.source_path, record.target_path})
         sizes: dict[Path, tuple[int, int]] = {}
-        for path, count in uses.items():
+        for path in self.images():
             try:
-                height, width = self.image(path).shape[:2]
-                sizes[path] = (int(height), int(width))
+                sizes[path] = image_hw(self.image(path))
             except (InputError, OSError) as error:
-                found.append(Problem(str(path), str(error), count))
+                found.append(Problem(str(path), str(error), uses[path]))
         for record in self.records:
-            for path, points in ((record.source_path, record.keypoints), (record.target_path, record.target_keypoints)):
+            for path, points in record.sides:
                 known = points[defined(points)]
                 if path in sizes and not Box.whole(sizes[path]).contains(known).all():
                     found.append(Problem(str(path), f"pair {record.id!r} has keypoints outside the image"))
@@ -288,130 +297,6 @@ class Dataset(Sequence[PairRecord]):
             raise DataError(f"{self.name}: {counted(len(found))}:\n{lines}{more}")
 
 
-def sized(sizes: Mapping[Path, tuple[int, int]]) -> Callable[[Path], Image]:
-    """`load_image` that refuses a file of another size than its annotation names: its points are another picture's.
-
-    One that was resized since, say, or one that is turned upright as it is opened (EXIF) and was annotated as it lies
-    in the file.
-
-    Args:
-        sizes: path → (height, width) in pixels, as annotated; a path that is not there may have any size.
-    """
-    return partial(_open_sized, sizes)
-
-
-def _open_sized(sizes: Mapping[Path, tuple[int, int]], path: Path) -> Image:
-    image = load_image(path)
-    height, width = image.shape[:2]
-    annotated = sizes.get(path, (height, width))
-    if annotated != (height, width):
-        picture, hint = f"those of the picture, {width}×{height}", "annotate the picture as it is now"
-        if turned(path):
-            picture += " once its EXIF tag has turned it upright"
-            hint = "annotate it upright, or take the tag out of the file if it was annotated without"
-        argument = f"width and height of {path.name}"
-        raise DataError(must_be(argument, picture, f"{annotated[1]}×{annotated[0]}", hint))
-    return image
-
-
-def seen_size(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
-    """(height, width) of a picture as it is opened, refused as by `sized`; decoded where its header does not settle it.
-
-    Raises:
-        InputError: it cannot be read, or has another size than its annotation names.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(2**16)
-    except OSError:
-        head = b""  # which opening it will explain
-    stated = stated_size(head)
-    may_be_turned = head[:2] in (b"II", b"MM") or b"exif" in head.lower()
-    if stated is None or may_be_turned or sizes.get(path, stated) != stated:
-        return image_hw(_open_sized(sizes, path))
-    return stated
-
-
-class Record(BaseModel):
-    """Base of the models of annotation files: further fields are the data set's own business, NaN is refused."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
-
-
-_M = TypeVar("_M", bound=BaseModel)
-
-
-def read_json(path: Path, model: type[_M]) -> _M:
-    """A JSON file as a checked model.
-
-    Raises:
-        DataError: the file cannot be read (see `kbc.files.read_json`), or a field is wrong; file and field are named.
-    """
-    return checked(files.read_json(path), model, path)
-
-
-def checked(data: object, model: type[_M], path: Path) -> _M:
-    """What a JSON file held as a checked model.
-
-    Raises:
-        DataError: a field is wrong; file and field are named.
-    """
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise DataError(f"{path}: {explain(error)}") from error
-
-
-def explain(error: ValidationError) -> str:
-    """A validation error in one line: the first wrong field, what it must be and what it is."""
-    first, count = error.errors(include_url=False)[0], error.error_count()
-    where = ".".join(str(part) for part in first["loc"]) or "the file"
-    received = repr(first.get("input"))
-    shown = received if len(received) <= 60 else received[:57] + "…"
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    return f"field {where!r} {requirement(first['msg'])}, received {shown}{more}"
-
-
-def inside(root: Path, name: str, argument: str = "file name") -> Path:
-    """`root / name`, where `name` comes out of an annotation file and may not leave `root`.
-
-    The check is on the text, so that a folder of images may still be a symbolic link. An absolute name is taken when
-    it begins with the root's own path.
-
-    Raises:
-        DataError: an address, an absolute name elsewhere, or one that climbs out.
-    """
-    if "://" in name:
-        hint = "download the pictures and name the files"
-        raise DataError(must_be(argument, f"a path below {str(root)!r}", f"the address {name!r}", hint))
-    clean = posixpath.normpath(name.replace("\\", "/"))
-    for whole in (root.absolute(), root.resolve()):
-        clean = clean.removeprefix(f"{whole.as_posix()}/")
-    pure = PurePosixPath(clean)
-    if not name or "\0" in name:
-        raise DataError(must_be(argument, f"a path below {str(root)!r}", repr(name)))
-    if pure.is_absolute() or (pure.parts and ":" in pure.parts[0][1:2]):
-        hint = "names start from the root"
-        raise DataError(must_be(argument, f"a path below {str(root)!r}", f"the absolute {name!r}", hint))
-    if pure.parts[:1] == ("..",):
-        raise DataError(must_be(argument, f"a path below {str(root)!r}", repr(name), "it would climb out of the root"))
-    return root / pure
-
-
-def existing(path: Path) -> Path:
-    """The path, if there is such a file.
-
-    Raises:
-        DataError: there is none, or the name is longer than the file system takes.
-    """
-    try:
-        if path.is_file():
-            return path
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    raise DataError(f"{path}: no such file")
-
-
 def refuse_relative(points: Points, where: str) -> None:
     """Refuse points that can only be fractions of their picture's size.
 
@@ -422,78 +307,3 @@ def refuse_relative(points: Points, where: str) -> None:
         hint = "multiply relative ones by the picture's width and height"
         first = points[defined(points)][0].tolist()
         raise DataError(must_be(where, "pixels", f"coordinates in [0, 1], e.g. {first}", hint))
-
-
-def box_xyxy(values: Sequence[float], field: str) -> Box:
-    """Four numbers of an annotation as a box.
-
-    Raises:
-        DataError: not x0 < x1 and y0 < y1; the field is named.
-    """
-    x0, y0, x1, y1 = (float(value) for value in values)
-    if not (x0 < x1 and y0 < y1 and max(map(abs, (x0, y0, x1, y1))) < FAR):
-        raise DataError(f"field {field!r} must be a box with x0 < x1 and y0 < y1, received {[x0, y0, x1, y1]}")
-    if min(x0, y0) >= 0 and max(x1, y1) <= 1:
-        hint = "multiply a relative box by the picture's width and height"
-        raise DataError(must_be(f"field {field!r}", "pixels", f"a box in [0, 1]: {[x0, y0, x1, y1]}", hint))
-    return Box(x0, y0, x1, y1)
-
-
-def box_xywh(values: Sequence[float], field: str = "bbox") -> Box:
-    """COCO's x, y, width, height as a box in pixel edges.
-
-    Raises:
-        DataError: width or height is not positive.
-    """
-    x, y, width, height = values
-    return box_xyxy((x, y, x + width, y + height), field)
-
-
-class Problems:
-    """Collects what is wrong while reading, one entry per place, counting the pairs it costs."""
-
-    def __init__(self, found: Iterable[Problem] = ()) -> None:
-        self._found = {(problem.where, problem.what): problem for problem in found}
-
-    def add(self, where: str, what: object, pairs: int = 0) -> None:
-        """Note a problem; the same one again only counts further pairs."""
-        key = (where, str(what))
-        held = self._found.get(key, Problem(where, str(what)))
-        self._found[key] = replace(held, pairs=held.pairs + pairs)
-
-    def __iter__(self) -> Iterator[Problem]:
-        return iter(self._found.values())
-
-
-class Zeros:
-    """Visible points at exactly (0, 0), which conversions write for "no such point": read as absent, and told.
-
-    Args:
-        noun: what holds points, in the singular.
-    """
-
-    def __init__(self, noun: str) -> None:
-        self._noun = noun
-        self._found: dict[str, int] = {}
-
-    def absent(self, points: Points, place: object) -> Points:
-        """Points (N, 2) as the file has them, NaN where they are at (0, 0).
-
-        Args:
-            place: which of the things that hold points this is.
-        """
-        zero = (points == 0).all(axis=1)
-        if not zero.any():
-            return points
-        self._found[str(place)] = int(zero.sum())
-        return np.where(zero[:, None], np.nan, points)
-
-    def report(self, where: str, problems: Problems) -> None:
-        """Make what was found one problem."""
-        if self._found:
-            points, first = counted(sum(self._found.values()), "visible point"), next(iter(self._found))
-            problems.add(
-                where,
-                f"{points} at (0, 0) in {counted(len(self._found), self._noun)} (first: {first}), as conversions "
-                "write for no point; read as absent",
-            )

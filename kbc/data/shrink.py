@@ -15,7 +15,7 @@ import numpy as np
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import InputError, must_be
 from kbc.geometry import Box, Points, Window, as_size
-from kbc.images import Image
+from kbc.images import Image, image_hw
 
 MAX_FACTOR = 10**6
 """Larger ones overflow; how many pixels a picture may have is seen to for each."""
@@ -66,7 +66,7 @@ class _Maker:
         self.families: dict[Path, set[str]] = {}
         for record in dataset.records:
             family = record.category.split("(")[0]  # PF-WILLOW: car(G), car(M) and car(S) are all cars
-            for path in (record.source_path, record.target_path):
+            for path, _ in record.sides:
                 self.families.setdefault(path, set()).add(family)
         self._sizes: dict[Path, tuple[int, int]] = {}
         self._thumbs: dict[Path, Points] = {}
@@ -87,7 +87,7 @@ class _Maker:
         photo = self.dataset.image(path)
         canvas_hw = self._canvas(path)
         context = self.dataset.image(self.context(path))
-        height, width = context.shape[:2]
+        height, width = image_hw(context)
         scale = min(width / canvas_hw[1], height / canvas_hw[0])  # the largest middle part of the same proportions
         cut_w, cut_h = canvas_hw[1] * scale, canvas_hw[0] * scale
         part = Box((width - cut_w) / 2, (height - cut_h) / 2, (width + cut_w) / 2, (height + cut_h) / 2)
@@ -132,14 +132,13 @@ class _Maker:
     def _thumb(self, path: Path) -> Points:
         if path not in self._thumbs:
             image = self.dataset.image(path)
-            small = Window.whole((image.shape[0], image.shape[1])).resized(_THUMB).cut(image).astype(np.float64)
+            small = Window.whole(image_hw(image)).resized(_THUMB).cut(image).astype(np.float64)
             self._thumbs[path] = (small - small.mean()) / max(float(small.std()), 1e-6)
         return self._thumbs[path]
 
     def _size(self, path: Path) -> tuple[int, int]:
         if path not in self._sizes:
-            height, width = self.dataset.image(path).shape[:2]
-            self._sizes[path] = (int(height), int(width))
+            self._sizes[path] = image_hw(self.dataset.image(path))
         return self._sizes[path]
 
     def _canvas(self, path: Path) -> tuple[int, int]:

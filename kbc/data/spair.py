@@ -9,33 +9,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from kbc.data.records import (
-    CACHE_BYTES,
-    FAR,
-    Dataset,
-    PairRecord,
-    Problems,
-    Record,
-    Zeros,
-    box_xyxy,
-    existing,
-    inside,
-    read_json,
-)
+from kbc.data.annotations import FAR, FourNumbers, Record, Zeros, box_xyxy, existing, inside, read_json
+from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import DataError, must_be, refuse_others
 from kbc.files import is_file, read_text
 from kbc.geometry import Points
 
 _Point = Annotated[list[float], Field(min_length=2, max_length=2)]
-_Four = Annotated[list[float], Field(min_length=4, max_length=4)]
 _FLAGS = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
 
 
 class _Pair(Record):
     src_imname: str
     trg_imname: str
-    src_bndbox: _Four
-    trg_bndbox: _Four
+    src_bndbox: FourNumbers
+    trg_bndbox: FourNumbers
     category: str
     src_kps: list[_Point]
     trg_kps: list[_Point]
@@ -48,7 +36,7 @@ class _Pair(Record):
 
 
 class _Image(Record):
-    bndbox: _Four
+    bndbox: FourNumbers
     truncated: int = 0
     occluded: int = 0
     difficult: int = 0

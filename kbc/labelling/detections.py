@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
-from pydantic import Field
-
-from kbc.data.coco import CocoCategory, CocoImage, entries, unique_entries
-from kbc.data.records import Problems, Record, box_xywh
+from kbc.data.annotations import FourNumbers, Record, box_xywh
+from kbc.data.coco_file import CocoCategory, CocoImage, entries, unique_entries
+from kbc.data.records import Problems
 from kbc.errors import DataError, InputError, must_be
 from kbc.files import read_json
 from kbc.geometry import Box
@@ -34,7 +33,7 @@ class Detection:
 
 class _Seen(Record):
     image_id: int | str
-    bbox: Annotated[list[float], Field(min_length=4, max_length=4)]
+    bbox: FourNumbers
     category_id: int | None = None
 
 

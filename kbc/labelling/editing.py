@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, StrictInt, ValidationError
 
-from kbc.data.coco import CocoAnnotation, CocoBox, picture_folder, read_coco
-from kbc.data.records import Problems, Record, box_xywh, checked, inside
+from kbc.data.annotations import Record, checked, inside
+from kbc.data.coco_file import CocoAnnotation, box_of, picture_folder, read_coco
+from kbc.data.records import Problems
 from kbc.errors import DataError, InputError, counted, must_be
 from kbc.files import read_json, write_json
 from kbc.geometry import Box
@@ -409,6 +410,6 @@ def _is_share(value: object) -> bool:
 def _box(one: dict[str, Any]) -> Box | None:
     """An entry's box; None without one, or for what is none."""
     try:
-        return box_xywh(CocoBox.validate_python(one.get("bbox")), "bbox")
-    except (DataError, ValidationError):
+        return box_of(one.get("bbox"), "bbox")
+    except DataError:
         return None

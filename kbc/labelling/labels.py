@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from kbc.data.coco import CocoAnnotation, CocoReader, picture_folder, read_coco
-from kbc.data.records import Problem, Problems, inside, seen_size
+from kbc.data.annotations import inside, seen_size
+from kbc.data.coco import CocoReader
+from kbc.data.coco_file import CocoAnnotation, picture_folder, read_coco
+from kbc.data.records import Problem, Problems
 from kbc.errors import DataError, InputError, counted, must_be
 from kbc.files import as_path, is_file, read_text
 from kbc.geometry import Box, Points, as_points, defined
