@@ -62,62 +62,69 @@ def open_ap10k(
     if not folder.is_dir():
         raise DataError(must_be("root", f"the folder ap-10k, with PairAnnotation/{folder.name}", repr(str(root))))
     problems = Problems()
-    held: dict[str, _Image] = {}
-    zeros = Zeros("file")
+    reader = _Reader(base, 1 if occluded else 2)
     records = []
     for path in sorted(folder.glob("*.json")):
         try:
-            records.append(_record(base, path, held, 1 if occluded else 2, zeros))
+            records.append(reader.record(path))
         except DataError as error:
             problems.add(f"PairAnnotation/{folder.name}/{path.name}", error, 1)
-    zeros.report("ImageAnnotation", problems)
+    reader.zeros.report("ImageAnnotation", problems)
     if not records and not list(problems):
         raise DataError(f"{folder}: it holds no pair")
     return Dataset(f"AP-10K {benchmark} {split}", records, problems, cache_bytes=cache_bytes)
 
 
-def _record(base: Path, path: Path, held: dict[str, _Image], visible: int, zeros: Zeros) -> PairRecord:
-    pair = read_json(path, _Pair)
-    sides = []
-    for name in (pair.src_json_path, pair.trg_json_path):
-        below = re.split(r"(?:^|/)ImageAnnotation/", name.replace("\\", "/"))[-1]
-        if below not in held:
-            held[below] = read_json(inside(base / "ImageAnnotation", below, "json path"), _Image)
-        annotation = held[below]
-        sides.append(
-            (_image(base, below, annotation), zeros.absent(_points(below, annotation, visible), below), annotation)
+class _Reader:
+    def __init__(self, base: Path, visible: int) -> None:
+        self.base, self.visible = base, visible
+        self.zeros = Zeros("file")
+        self._held: dict[str, _Image] = {}
+
+    def record(self, path: Path) -> PairRecord:
+        pair = read_json(path, _Pair)
+        source, points, first = self._side(pair.src_json_path)
+        target, target_points, second = self._side(pair.trg_json_path)
+        if len(points) != len(target_points):
+            raise DataError(f"{len(points)} points on one side, {len(target_points)} on the other")
+        group = re.split(r"[:_]", path.stem)[-1] if re.search(r"[:_]", path.stem) else first.name
+        record = PairRecord(
+            id=path.stem,
+            source_path=source,
+            target_path=target,
+            keypoints=points,
+            target_keypoints=target_points,
+            source_box=box_xywh(first.bbox),
+            target_box=box_xywh(second.bbox),
+            category=group,
+            fields={"source_species": first.name, "target_species": second.name},
         )
-    (source, points, first), (target, target_points, second) = sides
-    if len(points) != len(target_points):
-        raise DataError(f"{len(points)} points on one side, {len(target_points)} on the other")
-    group = re.split(r"[:_]", path.stem)[-1] if re.search(r"[:_]", path.stem) else first.name
-    record = PairRecord(
-        id=path.stem,
-        source_path=source,
-        target_path=target,
-        keypoints=points,
-        target_keypoints=target_points,
-        source_box=box_xywh(first.bbox),
-        target_box=box_xywh(second.bbox),
-        category=group,
-        fields={"source_species": first.name, "target_species": second.name},
-    )
-    if np.isnan(record.keypoints).all():
-        raise DataError("no point is visible in both images")
-    return record
+        if np.isnan(record.keypoints).all():
+            raise DataError("no point is visible in both images")
+        return record
 
+    def _side(self, name: str) -> tuple[Path, Points, _Image]:
+        """Image, points and annotation of one side of a pair."""
+        below = re.split(r"(?:^|/)ImageAnnotation/", name.replace("\\", "/"))[-1]
+        if below not in self._held:
+            self._held[below] = read_json(inside(self.base / "ImageAnnotation", below, "json path"), _Image)
+        annotation = self._held[below]
+        image = self._image(below, annotation)
+        return image, self.zeros.absent(self._points(below, annotation), below), annotation
 
-def _image(base: Path, below: str, annotation: _Image) -> Path:
-    folder = inside(base / "JPEGImages", below, "json path").parent
-    if annotation.file_name and is_file(inside(folder, annotation.file_name, "file_name")):
-        return inside(folder, annotation.file_name, "file_name")
-    return existing(folder / f"{Path(below).stem}.jpg")
+    def _image(self, below: str, annotation: _Image) -> Path:
+        folder = inside(self.base / "JPEGImages", below, "json path").parent
+        if annotation.file_name:
+            named = inside(folder, annotation.file_name, "file_name")
+            if is_file(named):
+                return named
+        return existing(folder / f"{Path(below).stem}.jpg")
 
-
-def _points(below: str, annotation: _Image, visible: int) -> Points:
-    if len(annotation.keypoints) % 3:
-        raise DataError(f"{below}: field 'keypoints' must hold triples x, y, v, received {len(annotation.keypoints)}")
-    rows = np.array(annotation.keypoints, dtype=np.float64).reshape(-1, 3)
-    if (np.abs(rows[:, :2]) > FAR).any():
-        raise DataError(f"{below}: field 'keypoints' must be in the pixels of an image")
-    return np.where(rows[:, 2:] >= visible, rows[:, :2], np.nan)
+    def _points(self, below: str, annotation: _Image) -> Points:
+        flat = annotation.keypoints
+        if len(flat) % 3:
+            raise DataError(f"{below}: field 'keypoints' must hold triples x, y, v, received {len(flat)}")
+        rows = np.array(flat, dtype=np.float64).reshape(-1, 3)
+        if (np.abs(rows[:, :2]) > FAR).any():
+            raise DataError(f"{below}: field 'keypoints' must be in the pixels of an image")
+        return np.where(rows[:, 2:] >= self.visible, rows[:, :2], np.nan)

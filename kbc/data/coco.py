@@ -87,7 +87,7 @@ def open_coco(
         if possible > max_pairs:
             notes.append(f"{len(chosen):,} of {possible:,} possible pairs, evenly spread; max_pairs takes more")
     records = reader.records(chosen, name, min_points)
-    reader.report_zeros(name)
+    reader.zeros.report(name, problems)
     found = sum(one.labelled is False for one in data.annotations)
     if found:
         said = f"the points of {found:,} of {len(data.annotations):,} objects are those that kbc transfer found"
@@ -129,7 +129,7 @@ class CocoReader:
         for annotation in self.annotations.values():
             self.by_kind.setdefault((annotation.image_id, annotation.category_id), []).append(annotation.id)
         self.side = cache(self._side)
-        self._zeros = Zeros("annotation")
+        self.zeros = Zeros("annotation")
 
     def all_pairs(self, min_points: int, most: int) -> tuple[list[tuple[int, int]], int]:
         """At most `most` pairs of two usable instances of a category on different images, and how many there are."""
@@ -200,10 +200,6 @@ class CocoReader:
             f": those with v = {values} do not count (v >= {self.visible:g} does); --data-option {option} counts them"
         )
 
-    def report_zeros(self, where: str) -> None:
-        """Make the visible points at (0, 0) that were read as absent a problem."""
-        self._zeros.report(where, self.problems)
-
     def _side(self, number: int) -> tuple[Path, Points, Box | None, BoxKind]:
         """Picture, points (N, 2) with NaN where not labelled, box and its kind, of an annotation id.
 
@@ -241,7 +237,7 @@ class CocoReader:
         seen = rows[:, 2] >= self.visible
         if not np.isfinite(rows[seen]).all() or (np.abs(rows[seen]) > FAR).any():
             raise DataError(f"annotation {annotation.id}: field 'keypoints' has NaN or infinity in a visible point")
-        points = self._zeros.absent(np.where(seen[:, None], rows[:, :2], np.nan), f"id {annotation.id}")
+        points = self.zeros.absent(np.where(seen[:, None], rows[:, :2], np.nan), f"id {annotation.id}")
         refuse_relative(points, f"keypoints of annotation {annotation.id}")
         return points
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -77,20 +77,18 @@ def open_spair(
     if not (base / "PairAnnotation" / split).is_dir():
         raise DataError(must_be("root", "the folder SPair-71k, with PairAnnotation/" + split, repr(str(root))))
     problems = Problems()
-    flags: dict[Path, _Image | None] = {}
-    zeros = Zeros("object")
+    reader = _Reader(base, split, problems)
     records = []
-    names = _names(base, split, layout)
-    for name, times in Counter(names).items():
+    for name, times in Counter(_names(base, split, layout)).items():
         if category is not None and name.rpartition(":")[2] != category:
             continue
         if times > 1:
             problems.add(f"Layout/{layout}/{split}.txt", f"{name} is listed more than once, and counts once", times - 1)
         try:
-            records.append(_record(base, split, name, flags, problems, zeros))
+            records.append(reader.record(name))
         except DataError as error:
             problems.add(f"PairAnnotation/{split}/{name}.json", error, 1)
-    zeros.report(f"PairAnnotation/{split}", problems)
+    reader.zeros.report(f"PairAnnotation/{split}", problems)
     return Dataset(f"SPair-71k {split}", records, problems, cache_bytes=cache_bytes)
 
 
@@ -102,41 +100,61 @@ def _names(base: Path, split: str, layout: str) -> list[str]:
     return names
 
 
-def _record(
-    base: Path, split: str, name: str, flags: dict[Path, _Image | None], problems: Problems, zeros: Zeros
-) -> PairRecord:
-    folder = base / "PairAnnotation" / split
-    path = inside(folder, f"{name}.json", "pair name")
-    if not is_file(path):
-        path = inside(folder, f"{name.replace(':', '_')}.json", "pair name")
-    pair = read_json(path, _Pair)
-    if len(pair.src_kps) != len(pair.trg_kps) or not pair.src_kps:
-        raise DataError(f"fields 'src_kps' and 'trg_kps' hold {len(pair.src_kps)} and {len(pair.trg_kps)} points")
-    paths, boxes, fields = [], [], {flag: getattr(pair, flag) for flag in _FLAGS}
-    for side, key, image_name, corners in (
-        ("source", "src_bndbox", pair.src_imname, pair.src_bndbox),
-        ("target", "trg_bndbox", pair.trg_imname, pair.trg_bndbox),
-    ):
-        image = existing(inside(base / "JPEGImages", f"{pair.category}/{image_name}", f"{side} image name"))
-        paths.append(image)
-        boxes.append(box_xyxy(corners, key))
-        fields.update(_image_fields(base, pair.category, image, corners, side, flags, problems))
-    if pair.kps_ids is not None:
-        fields["keypoint_ids"] = pair.kps_ids
-    record = PairRecord(
-        id=name,
-        source_path=paths[0],
-        target_path=paths[1],
-        keypoints=zeros.absent(_points(pair.src_kps), f"{name}, source"),
-        target_keypoints=zeros.absent(_points(pair.trg_kps), f"{name}, target"),
-        source_box=boxes[0],
-        target_box=boxes[1],
-        category=pair.category,
-        fields=fields,
-    )
-    if np.isnan(record.keypoints).all():
-        raise DataError("no point is annotated in both images")
-    return record
+class _Reader:
+    def __init__(self, base: Path, split: str, problems: Problems) -> None:
+        self.base, self.folder, self.problems = base, base / "PairAnnotation" / split, problems
+        self.zeros = Zeros("object")
+        self._images: dict[Path, _Image | None] = {}
+
+    def record(self, name: str) -> PairRecord:
+        path = inside(self.folder, f"{name}.json", "pair name")
+        if not is_file(path):
+            path = inside(self.folder, f"{name.replace(':', '_')}.json", "pair name")
+        pair = read_json(path, _Pair)
+        if len(pair.src_kps) != len(pair.trg_kps) or not pair.src_kps:
+            raise DataError(f"fields 'src_kps' and 'trg_kps' hold {len(pair.src_kps)} and {len(pair.trg_kps)} points")
+        paths, boxes, fields = [], [], {flag: getattr(pair, flag) for flag in _FLAGS}
+        for side, key, image_name, corners in (
+            ("source", "src_bndbox", pair.src_imname, pair.src_bndbox),
+            ("target", "trg_bndbox", pair.trg_imname, pair.trg_bndbox),
+        ):
+            image = existing(inside(self.base / "JPEGImages", f"{pair.category}/{image_name}", f"{side} image name"))
+            paths.append(image)
+            boxes.append(box_xyxy(corners, key))
+            said = self._said_of(pair.category, image, corners)
+            fields.update({f"{side}_{flag}": value for flag, value in said.items()})
+        if pair.kps_ids is not None:
+            fields["keypoint_ids"] = pair.kps_ids
+        record = PairRecord(
+            id=name,
+            source_path=paths[0],
+            target_path=paths[1],
+            keypoints=self.zeros.absent(_points(pair.src_kps), f"{name}, source"),
+            target_keypoints=self.zeros.absent(_points(pair.trg_kps), f"{name}, target"),
+            source_box=boxes[0],
+            target_box=boxes[1],
+            category=pair.category,
+            fields=fields,
+        )
+        if np.isnan(record.keypoints).all():
+            raise DataError("no point is annotated in both images")
+        return record
+
+    def _said_of(self, category: str, image: Path, corners: list[float]) -> dict[str, int]:
+        """The flags that ImageAnnotation gives an image, read once; a missing or broken file costs no pair."""
+        path = self.base / "ImageAnnotation" / category / f"{image.stem}.json"
+        if path not in self._images:
+            try:
+                self._images[path] = read_json(path, _Image)
+            except DataError as error:
+                self._images[path] = None
+                self.problems.add(str(path), error)
+        known = self._images[path]
+        if known is None:
+            return {}
+        if known.bndbox != corners:
+            self.problems.add(str(path), f"field 'bndbox' is {known.bndbox}, but a pair of this image says {corners}")
+        return {flag: getattr(known, flag) for flag in ("truncated", "occluded", "difficult")}
 
 
 def _points(rows: list[list[float]]) -> Points:
@@ -144,28 +162,3 @@ def _points(rows: list[list[float]]) -> Points:
     if (np.abs(points) > FAR).any():
         raise DataError("fields 'src_kps' and 'trg_kps' must be in the pixels of an image")
     return points
-
-
-def _image_fields(
-    base: Path,
-    category: str,
-    image: Path,
-    corners: list[float],
-    side: str,
-    flags: dict[Path, _Image | None],
-    problems: Problems,
-) -> dict[str, Any]:
-    """What ImageAnnotation says of one image, read once; a missing or broken file costs no pair."""
-    path = base / "ImageAnnotation" / category / f"{image.stem}.json"
-    if path not in flags:
-        try:
-            flags[path] = read_json(path, _Image)
-        except DataError as error:
-            flags[path] = None
-            problems.add(str(path), error)
-    known = flags[path]
-    if known is None:
-        return {}
-    if known.bndbox != corners:
-        problems.add(str(path), f"field 'bndbox' is {known.bndbox}, but a pair of this image says {corners}")
-    return {f"{side}_{flag}": getattr(known, flag) for flag in ("truncated", "occluded", "difficult")}

@@ -156,7 +156,7 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
             continue
         labelled.setdefault(picture, []).append(own)
         exemplars += exemplar
-    reader.report_zeros("annotations")
+    reader.zeros.report("annotations", problems)
     if not exemplars:
         for problem in problems:
             raise DataError(f"{path}: {problem}")
