@@ -22,7 +22,7 @@ import numpy.typing as npt
 from kbc.errors import InputError, must_be, require
 from kbc.files import output_file, written_whole
 from kbc.geometry import Box, Points, Window, as_points, defined
-from kbc.images import Image, ImageLike, load_image, require_cv2
+from kbc.images import Image, ImageLike, image_hw, load_image, require_cv2
 from kbc.support import object_box
 from kbc.tuning import TUNING
 from kbc.types import Match, MatchResult, Pair
@@ -111,7 +111,7 @@ def draw_image(ax: Axes, image: ImageLike, *, title: str = "") -> Axes:
 
 def _imshow(ax: Axes, image: Image, extent: tuple[float, float, float, float]) -> None:
     """Show an image over left, right, bottom, top; a huge one is shrunk first, its coordinates stay."""
-    height, width = image.shape[:2]
+    height, width = image_hw(image)
     factor = (SHOWN_PIXELS / (height * width)) ** 0.5
     if factor < 1:
         size = max(int(width * factor), 1), max(int(height * factor), 1)
@@ -170,8 +170,7 @@ def draw_truth(
 def draw_box(ax: Axes, box: Box | Window | None, *, label: str = "", colour: str | None = None) -> Axes:
     """Outline a `Box` (white, dotted) or a `Window` (yellow, dashed); None draws nothing."""
     if box is not None:
-        is_window = isinstance(box, Window)
-        _outline(ax, box.box if isinstance(box, Window) else box, is_window, label, colour)
+        _outline(ax, _edges(box), isinstance(box, Window), label, colour)
     return ax
 
 
@@ -200,7 +199,7 @@ def draw_match(
     _require_answer(result, pair)
     if ax is None:
         ax = new_axes(size=(9.0, 3.8))[1][0]
-    height, width = pair.source.shape[:2]
+    height, width = image_hw(pair.source)
     factor = height / pair.target.shape[0]
     gap = 0.02 * width
     right = right_points(result.keypoints, truth, tolerance)
@@ -218,13 +217,10 @@ def draw_match(
         draw_truth(ax, right_side.points(truth), answer, right, size=SMALL)
     draw_points(ax, answer, right=right, size=SMALL)
     if lines:
-        known = np.flatnonzero(defined(pair.keypoints) & defined(answer))
-        for i in known:
+        for i in np.flatnonzero(defined(pair.keypoints) & defined(answer)):
             ink = PLAIN if right is None else RIGHT if right[i] else WRONG
-            ends = np.stack([pair.keypoints[i], answer[i]])
-            ax.plot(ends[:, 0], ends[:, 1], color=ink, lw=0.6, alpha=0.6, zorder=3)
-    ax.set_xlim(-0.5, width + gap + pair.target.shape[1] * factor - 0.5)
-    ax.set_ylim(height - 0.5, -0.5)
+            ax.plot(*zip(pair.keypoints[i], answer[i], strict=True), color=ink, lw=0.6, alpha=0.6, zorder=3)
+    _show_part(ax, Box(0.0, 0.0, width + gap + pair.target.shape[1] * factor, height))
     ax.set_frame_on(False)
     return ax
 
@@ -254,15 +250,13 @@ def draw_inset(
         title: above.
     """
     draw_image(ax, image, title=title)
-    edges = around.box if isinstance(around, Window) else around
+    edges = _edges(around)
     points = as_points(points, "points")
-    inside = edges.contains(points)
-    shown = np.where(inside[:, None], points, np.nan)
+    shown = np.where(edges.contains(points)[:, None], points, np.nan)
     if truth is not None:
         draw_truth(ax, truth, points, right)
     draw_points(ax, shown, right=right, numbers=numbers, size=LARGE)
-    ax.set_xlim(edges.x0 - 0.5, edges.x1 - 0.5)
-    ax.set_ylim(edges.y1 - 0.5, edges.y0 - 0.5)
+    _show_part(ax, edges)
     return ax
 
 
@@ -372,13 +366,14 @@ def draw_cells(
 
     image = load_image(image)
     draw_image(ax, image)
-    cells = Window(Box.whole((image.shape[0], image.shape[1])), grid_hw)
+    size_hw = image_hw(image)
+    cells = Window.whole(size_hw, grid_hw)
     step_x, step_y = 1 / cells.scale_xy[0], 1 / cells.scale_xy[1]
     for i in range(grid_hw[0] + 1):
         ax.axhline(i * step_y - 0.5, color="white", lw=0.5, alpha=0.55)
     for j in range(grid_hw[1] + 1):
         ax.axvline(j * step_x - 0.5, color="white", lw=0.5, alpha=0.55)
-    occupied, counts = np.unique(cell_of(points, (image.shape[0], image.shape[1]), grid_hw), axis=0, return_counts=True)
+    occupied, counts = np.unique(cell_of(points, size_hw, grid_hw), axis=0, return_counts=True)
     for (row, column), count in zip(occupied.tolist(), counts.tolist(), strict=True):
         ink = WRONG if count > 1 else RIGHT
         corner = (column * step_x - 0.5, row * step_y - 0.5)
@@ -386,16 +381,14 @@ def draw_cells(
         if count > 1:
             _label(ax, str(count), np.array(corner), offset=(2, -9))
     draw_points(ax, points, size=18)
-    shown = around or Box.whole((image.shape[0], image.shape[1]))
-    ax.set_xlim(shown.x0 - 0.5, shown.x1 - 0.5)
-    ax.set_ylim(shown.y1 - 0.5, shown.y0 - 0.5)
+    _show_part(ax, around or Box.whole(size_hw))
     return ax
 
 
 def cell_of(points: Points, size_hw: tuple[int, int], grid_hw: tuple[int, int]) -> npt.NDArray[np.int64]:
     """(M, 2) row and column of the feature cell that holds each defined point of an image of (height, width)."""
     points = as_points(points, "points")
-    inside = Window(Box.whole(size_hw), grid_hw).to_window(points[defined(points)])
+    inside = Window.whole(size_hw, grid_hw).to_window(points[defined(points)])
     last = np.array(grid_hw[::-1]) - 1
     return np.asarray(np.clip(np.floor(inside + 0.5), 0, last)[:, ::-1], dtype=np.int64)
 
@@ -432,7 +425,7 @@ class _Placed:
         self.ax, self.shift, self.factor = ax, shift, factor
 
     def image(self, image: Image) -> None:
-        height, width = image.shape[:2]
+        height, width = image_hw(image)
         x0, y1 = self.shift - 0.5, height * self.factor - 0.5
         _imshow(self.ax, image, (x0, x0 + width * self.factor, y1, -0.5))
 
@@ -441,9 +434,19 @@ class _Placed:
 
     def box(self, box: Box | Window | None) -> None:
         if box is not None:
-            edges, f, s = (box.box if isinstance(box, Window) else box), self.factor, self.shift
+            edges, f, s = _edges(box), self.factor, self.shift
             placed = Box(edges.x0 * f + s, edges.y0 * f, edges.x1 * f + s, edges.y1 * f)
             _outline(self.ax, placed, isinstance(box, Window))
+
+
+def _edges(box: Box | Window) -> Box:
+    return box.box if isinstance(box, Window) else box
+
+
+def _show_part(ax: Axes, edges: Box) -> None:
+    """Let the Axes end at pixel edges, which lie half a pixel before the pixel's centre."""
+    ax.set_xlim(edges.x0 - 0.5, edges.x1 - 0.5)
+    ax.set_ylim(edges.y1 - 0.5, edges.y0 - 0.5)
 
 
 def _outline(ax: Axes, edges: Box, is_window: bool, label: str = "", colour: str | None = None) -> None:
@@ -459,7 +462,7 @@ def _outline(ax: Axes, edges: Box, is_window: bool, label: str = "", colour: str
 
 def _surroundings(image: Image, box: Box | None, points: Points) -> Box:
     """What an inset shows: the object with room around it, square. A few points far from the others do not widen it."""
-    size_hw = (image.shape[0], image.shape[1])
+    size_hw = image_hw(image)
     around = Box.around(_together(points))
     if box is None and 0 < int(defined(points).sum()) < TUNING.min_points_for_extent:
         box = object_box(points, None, size_hw)  # too few to show how large it is
