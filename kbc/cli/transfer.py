@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kbc.cli import say_problems, turned_note
-from kbc.cli.options import (
-    add_kbc_options,
-    add_matcher_options,
-    kbc_options,
-    key_values,
-    parse_box,
-)
+from kbc.cli.options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box
 from kbc.cli.points import NAMED_POINTS_HELP, parse_named_points
 from kbc.data.records import Problems
 from kbc.errors import InputError, as_text, counted, must_be
@@ -111,8 +105,7 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
     say_problems([*problems, *turned_note(turning, len(labels.labelled))])
     if boxes is not None and args.instances != 1:
         raise InputError(must_be("--instances", "not given together with --boxes", args.instances))
-    if kind in ("dlc", "slp", "labelstudio"):
-        refuse_what_cannot_be_held(kind, labels, images, args.instances > 1 or boxes is not None)
+    refuse_what_cannot_be_held(kind, labels, images, args.instances > 1 or boxes is not None)
     options, config = key_values(args.option), kbc_options(args)
     numbers = (args.instances, args.exemplars, args.min_confidence)
     build = partial(build_labeller, labels.exemplars, args.matcher, options, config, numbers)
@@ -123,7 +116,7 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
     def write(results: list[Transferred]) -> None:
         _write(results, labels, out, kind, provenance)
         if review is not None:
-            fresh = [one for one in results if Path(str(one.image)) not in labels.labelled]
+            fresh = [one for one in results if one.path not in labels.labelled]
             with written_whole(review, "--review") as file:
                 file.writelines(piece.encode() for piece in review_page(fresh, labels.exemplars))
 
@@ -248,7 +241,7 @@ def _write(results: list[Transferred], labels: Labels, out: Path, kind: str, pro
         with written_whole(out, "--out") as file:
             file.write(text.encode())
     else:
-        base = image_base(out, [Path(str(one.image)) for one in results])
+        base = image_base(out, [one.path for one in results])
         with tempfile.TemporaryDirectory() as folder, written_whole(out, "--out") as file:
             part = Path(folder) / out.name  # sleap-io wants a path
             (write_sleap if kind == "slp" else write_label_studio)(document, base, part)
@@ -257,7 +250,7 @@ def _write(results: list[Transferred], labels: Labels, out: Path, kind: str, pro
 
 def _summary(results: list[Transferred], labels: Labels, out: Path) -> str:
     """What was found, in a line or two."""
-    fresh = [one for one in results if not one.error and Path(str(one.image)) not in labels.labelled]
+    fresh = [one for one in results if not one.error and one.path not in labels.labelled]
     objects = [found for one in fresh for found in one.objects]
     line = f"{out}: {counted(len(objects), 'object')} in {counted(len(fresh), 'picture')}"
     kept = sum(not one.error for one in results) - len(fresh)

@@ -89,12 +89,7 @@ class LabelFile:
             raise DataError(must_be(str(path), "a file whose categories name keypoints", "none that does"))
         self._annotations = self._usable(read.annotations, problems)
         self.problems = tuple(problems)
-        self._opened: dict[int, dict[str, Any]] = {}
-        self._keep()
-
-    def _keep(self) -> None:
-        """Remember the objects as they are, for `undo`."""
-        self._opened = copy.deepcopy(self._annotations)
+        self._opened = copy.deepcopy(self._annotations)  # for `undo`
 
     def _usable(self, read: Sequence[CocoAnnotation], problems: Problems) -> dict[int, dict[str, Any]]:
         """Number → the file's entry, of the annotations that can be shown; entries that stand twice are joined."""
@@ -313,10 +308,9 @@ class LabelFile:
         with self._changing():  # what was corrected meanwhile stays
             done = self._done(set(kinds))
             self._replace({number: new for number, new in found.items() if number not in done})
-            said = self._info.get("kbc")
-            now = {**(said if isinstance(said, dict) else {}), **(made_by or {}), "labels": self.path.name}
-            self.document["info"] = {**self._info, "kbc": {**now, "exemplars": named(labeller.exemplars)}}
-            self._keep()
+            now = {"labels": self.path.name, "exemplars": named(labeller.exemplars)}
+            self.document["info"] = {**self._info, "kbc": {**self._made, **(made_by or {}), **now}}
+            self._opened = copy.deepcopy(self._annotations)
         kept = f"{counted(len(failed), 'picture')} of {len(asked)} kept as before, for instance"
         return f"{kept} {failed[0]}" if failed else ""
 
@@ -333,8 +327,7 @@ class LabelFile:
             if one.get("bbox_kind") == "annotated" and box is not None and not _labelled(one):
                 kind = self._categories[one["category_id"]].name
                 found.setdefault(one["image_id"], []).append(Detection(box, kind))
-        said = self._info.get("kbc")
-        return found if found or (isinstance(said, dict) and said.get("boxes")) else None
+        return found if found or self._made.get("boxes") else None
 
     def _replace(self, found: dict[int, list[dict[str, Any]]]) -> None:
         number = self._last_number()
@@ -354,13 +347,18 @@ class LabelFile:
         Raises:
             DataError: it says so in another form than `kbc transfer` writes.
         """
-        said = self._info.get("kbc")
-        return checked(said, MadeBy, self.path) if isinstance(said, dict) else MadeBy()
+        return checked(self._made, MadeBy, self.path)
 
     @property
     def _info(self) -> dict[str, Any]:
         info = self.document.get("info")
         return info if isinstance(info, dict) else {}
+
+    @property
+    def _made(self) -> dict[str, Any]:
+        """What `kbc transfer` wrote about itself, if it did."""
+        made = self._info.get("kbc")
+        return made if isinstance(made, dict) else {}
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from kbc.errors import InputError, must_be, require
 from kbc.labelling.labels import Labels
-from kbc.labelling.output import triples
+from kbc.labelling.output import by_picture, triples
 
 SCORER = "kbc"
 """Whom DeepLabCut names as the one who labelled."""
@@ -32,7 +32,7 @@ def refuse_what_cannot_be_held(kind: str, labels: Labels, images: Sequence[Path]
     """Say before the work what a format has no place for.
 
     Args:
-        kind: "dlc", "slp" or "labelstudio".
+        kind: "coco", "csv", "dlc", "slp" or "labelstudio".
         several: whether a picture may hold several objects.
 
     Raises:
@@ -40,8 +40,9 @@ def refuse_what_cannot_be_held(kind: str, labels: Labels, images: Sequence[Path]
             name in two folders: it tells them by their names alone.
         MissingDependencyError: sleap-io is needed and not installed.
     """
-    if kind != "dlc":
+    if kind in ("slp", "labelstudio"):
         require_sleap_io()
+    if kind != "dlc":
         return
     several = several or any(len(found) > 1 for found in labels.labelled.values())
     if several or len(labels.categories) > 1:
@@ -64,15 +65,15 @@ def deeplabcut(document: Mapping[str, Any], folder: str) -> str:
     """
     (category,) = document["categories"]
     names = category["keypoints"]
-    found = {one["image_id"]: one for one in document["annotations"]}
+    objects = by_picture(document)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["scorer", "", "", *[SCORER] * (2 * len(names))])
     writer.writerow(["bodyparts", "", "", *(name for name in names for _ in "xy")])
     writer.writerow(["coords", "", "", *("x", "y") * len(names)])
     for image in document["images"]:
-        rows = triples(found[image["id"]]["keypoints"] if image["id"] in found else [0] * 3 * len(names))
-        cells = [cell for x, y, v in rows.tolist() for cell in ((x, y) if v else ("", ""))]
+        flat = next((one["keypoints"] for one in objects[image["id"]]), [0] * 3 * len(names))
+        cells = [cell for x, y, v in triples(flat).tolist() for cell in ((x, y) if v else ("", ""))]
         writer.writerow(["labeled-data", folder, Path(image["file_name"]).name, *cells])
     return text.getvalue()
 
@@ -105,9 +106,7 @@ def write_label_studio(document: Mapping[str, Any], base: Path, path: Path) -> N
     labels = _sleap_labels(document, base, [[image] for image in document["images"]])
     require_sleap_io().save_labelstudio(labels, str(path))
     images = {str(base / image["file_name"]): image for image in document["images"]}
-    boxes: dict[int, list[Any]] = {}
-    for one in document["annotations"]:
-        boxes.setdefault(one["image_id"], []).append(one["bbox"])
+    objects = by_picture(document)
     tasks = json.loads(path.read_text(encoding="utf-8"))
     for task in tasks:
         video = task["meta"]["video"]["filename"]
@@ -115,9 +114,10 @@ def write_label_studio(document: Mapping[str, Any], base: Path, path: Path) -> N
         task["data"] = {"image": image["file_name"]}
         drawn = [one for one in task["annotations"][0]["result"] if one["type"] == "rectanglelabels"]
         sides = (image["width"], image["height"]) * 2
-        for one, box in zip(drawn, boxes[image["id"]], strict=True):  # sleap-io writes the picture's size as per cent
-            shares = (100 * value / side for value, side in zip(box, sides, strict=True))
-            one["value"].update(zip(("x", "y", "width", "height"), shares, strict=True))
+        for mark, one in zip(drawn, objects[image["id"]], strict=True):
+            # sleap-io writes the picture's size as per cent
+            shares = (100 * value / side for value, side in zip(one["bbox"], sides, strict=True))
+            mark["value"].update(zip(("x", "y", "width", "height"), shares, strict=True))
     path.write_text(json.dumps(tasks, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -125,23 +125,18 @@ def _sleap_labels(document: Mapping[str, Any], base: Path, videos: list[list[Map
     """sleap-io's `Labels` of a COCO document, whose pictures are the frames of these videos."""
     sleap = require_sleap_io()
     skeletons = {
-        one["id"]: sleap.Skeleton(
-            nodes=one["keypoints"],
-            edges=_edges(one),
-            name=one["name"],
-        )
+        one["id"]: sleap.Skeleton(nodes=one["keypoints"], edges=_edges(one), name=one["name"])
         for one in document["categories"]
     }
-    objects: dict[int, list[Any]] = {}
-    for one in document["annotations"]:
-        objects.setdefault(one["image_id"], []).append(_instance(sleap, one, skeletons[one["category_id"]]))
+    objects = by_picture(document)
     frames, opened = [], []
     for images in videos:
         video = sleap.Video.from_filename([str(base / image["file_name"]) for image in images])
         opened.append(video)
         for number, image in enumerate(images):
-            if image["id"] in objects:
-                frames.append(sleap.LabeledFrame(video=video, frame_idx=number, instances=objects[image["id"]]))
+            shown = [_instance(sleap, one, skeletons[one["category_id"]]) for one in objects[image["id"]]]
+            if shown:
+                frames.append(sleap.LabeledFrame(video=video, frame_idx=number, instances=shown))
     return sleap.Labels(frames, videos=opened, skeletons=list(skeletons.values()))
 
 

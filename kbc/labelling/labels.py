@@ -97,11 +97,11 @@ class Category:
 
 @dataclass(frozen=True)
 class LabelledObject:
-    """One object as a COCO file has it: `keypoints` x, y, v one after the other, `bbox` x, y, width, height or None."""
+    """One object as its file has it: `keypoints` x, y, v one after the other, and its box where somebody drew one."""
 
     category: str
     keypoints: tuple[float | None, ...]
-    bbox: tuple[float, ...] | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +206,7 @@ def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, Lab
             "annotations", must_be(f"bbox of annotation {annotation.id}", expected, annotation.bbox, hint)
         )
         given = None
-    xywh = None if given is None else (given.x0, given.y0, given.width, given.height)
-    own = LabelledObject(category.name, annotation.keypoints or (), xywh)
+    own = LabelledObject(category.name, annotation.keypoints or (), given)
     if not defined(points).any():
         return picture, own, []
     return picture, own, [Exemplar(picture, category.keypoints, points, category.name, given)]
@@ -236,9 +235,8 @@ def label_picture(path: Path, points: Mapping[str, tuple[float, float]], box: Bo
     path = _absolute(path)
     rows = np.array(list(points.values()), dtype=np.float64).reshape(-1, 2)
     one = Exemplar(path, tuple(points), rows, box=box)
-    flat = [v for p in rows for v in ((0.0, 0.0, 0.0) if np.isnan(p).any() else (float(p[0]), float(p[1]), 2.0))]
-    bbox = None if box is None else (box.x0, box.y0, box.width, box.height)
-    labelled = {path: (LabelledObject(one.category, tuple(flat), bbox),)}
+    triples = np.where(defined(rows)[:, None], np.insert(rows, 2, 2.0, axis=1), 0.0)
+    labelled = {path: (LabelledObject(one.category, tuple(triples.ravel().tolist()), box),)}
     said = _outside(rows, seen_size(path, {}))
     return Labels((one,), categories_of([one]), labelled, problems=(Problem(path.name, said),) if said else ())
 

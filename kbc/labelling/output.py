@@ -50,20 +50,20 @@ def coco(
             `info.images` then names relative to it.
         provenance: how it was made, for `info.kbc`.
     """
-    base = image_base(out, [_path(one) for one in pictures])
+    base = image_base(out, [one.path for one in pictures])
     categories = {one.name: one for one in labels.categories}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     for picture in pictures:
-        name = file_name(_path(picture), base)
+        name = file_name(picture.path, base)
         if picture.error:
             skipped.append({"file_name": name, "why": picture.error})
             continue
         number = len(images) + 1
         height, width = picture.size_hw
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        for one in labels.labelled.get(_path(picture)) or picture.objects:
+        for one in labels.labelled.get(picture.path) or picture.objects:
             category = categories[one.category]
             place = {"id": len(annotations) + 1, "image_id": number, "category_id": category.id}
             body = _labelled(one) if isinstance(one, LabelledObject) else annotation_of(one, category)
@@ -75,21 +75,13 @@ def coco(
         "kbc": dict(provenance or {}),
         "skipped": skipped,
     }
-    kinds = [
-        {
-            "id": c.id,
-            "name": c.name,
-            "supercategory": c.name,
-            "keypoints": list(c.keypoints),
-            "skeleton": c.skeleton or [],
-        }
-        for c in labels.categories
-    ]
+    kinds = [_category(one) for one in labels.categories]
     return {"info": info, "images": images, "annotations": annotations, "categories": kinds}
 
 
-def _path(picture: Transferred) -> Path:
-    return Path(picture.image)  # type: ignore[arg-type]
+def _category(one: Category) -> dict[str, Any]:
+    points = {"keypoints": list(one.keypoints), "skeleton": one.skeleton or []}
+    return {"id": one.id, "name": one.name, "supercategory": one.name, **points}
 
 
 def annotation_of(found: FoundObject, category: Category) -> dict[str, Any]:
@@ -112,12 +104,9 @@ def annotation_of(found: FoundObject, category: Category) -> dict[str, Any]:
 
 def _labelled(own: LabelledObject) -> dict[str, Any]:
     rows = triples(own.keypoints)
-    box, kind = Box.around(rows[rows[:, 2] > 0, :2]), "keypoint-extent"
-    if own.bbox is not None:
-        x, y, width, height = own.bbox
-        box, kind = Box(x, y, x + width, y + height), "annotated"
+    box = own.box or Box.around(rows[rows[:, 2] > 0, :2])
     assert box is not None  # an object without a single point is not among the labelled
-    return {**vouched(rows), **boxed(box, kind)}
+    return {**vouched(rows), **boxed(box, "annotated" if own.box else "keypoint-extent")}
 
 
 def vouched(rows: npt.NDArray[np.float64]) -> dict[str, Any]:
@@ -148,6 +137,14 @@ def named(exemplars: Iterable[Exemplar]) -> list[dict[str, str]]:
     return [{"image": Path(str(one.image)).name, "category": one.category} for one in exemplars]
 
 
+def by_picture(document: Mapping[str, Any]) -> dict[int, list[Any]]:
+    """The annotations of each picture of a COCO document of `coco`, by its number."""
+    found: dict[int, list[Any]] = {image["id"]: [] for image in document["images"]}
+    for one in document["annotations"]:
+        found[one["image_id"]].append(one)
+    return found
+
+
 def table(document: Mapping[str, Any]) -> str:
     """A COCO document of `coco` as CSV: a row for each object, name_x, name_y and name_confidence for each point.
 
@@ -159,11 +156,9 @@ def table(document: Mapping[str, Any]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     fields = ("x", "y", "confidence")
     writer.writerow(["image", "object", "category", *(f"{name}_{field}" for name in names for field in fields)])
-    found: dict[int, list[Any]] = {image["id"]: [] for image in document["images"]}
-    for one in document["annotations"]:
-        found[one["image_id"]].append(one)
+    objects = by_picture(document)
     for image in document["images"]:
-        for number, one in enumerate(found[image["id"]], 1):
+        for number, one in enumerate(objects[image["id"]], 1):
             category = categories[one["category_id"]]
             rows, scores = triples(one["keypoints"]).tolist(), one["keypoint_scores"]
             cells = {
@@ -172,6 +167,6 @@ def table(document: Mapping[str, Any]) -> str:
             }
             row = [cell for name in names for cell in cells.get(name, ["", "", ""])]
             writer.writerow([image["file_name"], number, category["name"], *row])
-        if not found[image["id"]]:
+        if not objects[image["id"]]:
             writer.writerow([image["file_name"], "", "", *[""] * (3 * len(names))])
     return text.getvalue()

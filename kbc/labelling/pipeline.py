@@ -85,6 +85,11 @@ class Transferred:
     error: str = ""
     problems: tuple[str, ...] = ()
 
+    @property
+    def path(self) -> Path:
+        """The picture's file, where it was given as one."""
+        return Path(str(self.image))
+
 
 def transfer(
     exemplars: Sequence[Exemplar],
@@ -224,7 +229,8 @@ class Labeller:
     def _asked(self, target: Image, asked: Sequence[int], box: Box | None = None) -> list[FoundObject]:
         """The objects that exemplars find in a picture, or in a box of it; the best supported first."""
         results = self.matcher.match([self._pair(index, target, box) for index in asked])
-        names = next(c.keypoints for c in self.categories if c.name == self.exemplars[asked[0]].category)
+        category = self.exemplars[asked[0]].category
+        names = next(one.keypoints for one in self.categories if one.name == category)
         own = [self.exemplars[index].names for index in asked]
         answers = Answers(
             np.stack([by_name(names, given, r.keypoints) for given, r in zip(own, results, strict=True)]),
@@ -241,18 +247,8 @@ class Labeller:
             first = int(max(group, key=lambda i: float(answers.sure[i].sum())))
             window = results[first].target_window
             if where is not None:
-                found.append(
-                    FoundObject(
-                        self.exemplars[asked[0]].category,
-                        names,
-                        points,
-                        confidence,
-                        where,
-                        box is not None,
-                        asked[first],
-                        None if window is None else window.box,
-                    )
-                )
+                one = FoundObject(category, names, points, confidence, where, box is not None, asked[first])
+                found.append(one if window is None else replace(one, window=window.box))
         return found
 
     def _likest(self, category: str, target: Image) -> list[int]:

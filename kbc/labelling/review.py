@@ -61,7 +61,7 @@ def review_page(results: Sequence[Transferred], exemplars: Sequence[Exemplar], m
     """
     cards = [(one.sureness, picture, one) for picture in results for one in picture.objects]
     cards.sort(key=lambda card: card[0])
-    names = dict(zip(map(id, results), _names([Path(str(one.image)) for one in results]), strict=True))
+    names = dict(zip(map(id, results), _names([one.path for one in results]), strict=True))
     yield _head(len(cards), len(results), min(most, len(cards)))
     empty = [one for one in results if not one.objects]
     if empty:
