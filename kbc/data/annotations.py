@@ -156,19 +156,24 @@ def _open_sized(sizes: Mapping[Path, tuple[int, int]], path: Path) -> Image:
     return image
 
 
+def head(path: Path) -> bytes:
+    """The first 64 KiB of a picture's file, which state its size; b"" where it cannot be read: opening it says why."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2**16)
+    except OSError:
+        return b""
+
+
 def seen_size(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
     """(height, width) of a picture as it is opened, refused as by `sized`; decoded where its header does not settle it.
 
     Raises:
         InputError: it cannot be read, or has another size than its annotation names.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(2**16)
-    except OSError:
-        head = b""  # which opening it will explain
-    stated = stated_size(head)
-    may_be_turned = head[:2] in (b"II", b"MM") or b"exif" in head.lower()
+    content = head(path)
+    stated = stated_size(content)
+    may_be_turned = content[:2] in (b"II", b"MM") or b"exif" in content.lower()
     if stated is None or may_be_turned or sizes.get(path, stated) != stated:
         return image_hw(_open_sized(sizes, path))
     return stated
@@ -185,7 +190,7 @@ class Zeros:
         self._noun = noun
         self._found: dict[str, int] = {}
 
-    def absent(self, points: Points, place: object) -> Points:
+    def absent(self, points: Points, place: str) -> Points:
         """Points (N, 2) as the file has them, NaN where they are at (0, 0).
 
         Args:
@@ -194,7 +199,7 @@ class Zeros:
         zero = (points == 0).all(axis=1)
         if not zero.any():
             return points
-        self._found[str(place)] = int(zero.sum())
+        self._found[place] = int(zero.sum())
         return np.where(zero[:, None], np.nan, points)
 
     def report(self, where: str, problems: Problems) -> None:

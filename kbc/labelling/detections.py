@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from kbc.data.annotations import FourNumbers, Record, box_xywh
+from kbc.data.annotations import FourNumbers, Record, box_xywh, head
 from kbc.data.coco_file import CocoCategory, CocoImage, entries, unique_entries
 from kbc.data.records import Problems
 from kbc.errors import DataError, InputError, must_be
@@ -66,18 +66,9 @@ def read_detections(
     others: dict[str, list[tuple[Path, Box]]] = {}
     for one in seen:
         try:
-            name, box = _checked(one, pictures)
+            name, size, box = _checked(one, pictures)
             image = lookup(name)
-            size = pictures[one.image_id][1] if isinstance(one.image_id, int) else None
-            sizes = [] if image is None else stated(image)
-            if size is not None and sizes and size not in sizes:
-                expected, hint = f"those of the picture, {_by(sizes[0])}", "give boxes of the picture as it is now"
-                raise DataError(must_be(f"width and height of {name}", expected, _by(size), hint))
-            sizes = sizes if size is None else [size]
-            if sizes and not any(box.clipped(hw).area > 0 for hw in sizes):
-                expected = f"a box that meets the picture ({_by(sizes[0])})"
-                hint = "COCO's is x, y, width, height"
-                raise DataError(must_be(f"bbox of {name}", expected, one.bbox, hint))
+            _refuse_beside(one, name, box, size, [] if image is None else stated(image))
         except DataError as error:
             problems.add(path.name, error)
             continue
@@ -97,33 +88,46 @@ def read_detections(
         expected, received = "boxes in the pictures given, of their labels' categories", f"none of them in {path}"
         hint = f"its boxes are in others, such as {elsewhere!r}" if elsewhere else ""
         if others:
-            hint = (
-                f"those in the pictures are of {', '.join(sorted(others))}, the labels of {', '.join(sorted(wanted))}"
-            )
+            labelled = ", ".join(sorted(wanted))
+            hint = f"those in the pictures are of {', '.join(sorted(others))}, the labels of {labelled}"
         raise DataError(must_be("--boxes", expected, received, hint))
     return {image: tuple(boxes) for image, boxes in found.items()}
+
+
+def _checked(one: _Seen, pictures: _Pictures) -> tuple[str, tuple[int, int] | None, Box]:
+    """The picture that a box is in: its name and its size, where the file tells it; and the box."""
+    name, size = (one.image_id, None) if isinstance(one.image_id, str) else pictures.get(one.image_id, ("", None))
+    if not name:
+        hint = "a number is one of the file's own `images`, or of LABELS; a name works as well"
+        raise DataError(must_be("image_id", "of a known picture", one.image_id, hint))
+    return name, size, box_xywh(one.bbox, f"bbox of {name}")
+
+
+def _refuse_beside(
+    one: _Seen, name: str, box: Box, size: tuple[int, int] | None, stated: Sequence[tuple[int, int]]
+) -> None:
+    """Refuse a box that lies beside its picture, or is one of a picture of another size.
+
+    Args:
+        size: that the file gives the picture, if any.
+        stated: those that the picture itself may have; none where it is not at hand.
+    """
+    if size is not None and stated and size not in stated:
+        expected, hint = f"those of the picture, {_by(stated[0])}", "give boxes of the picture as it is now"
+        raise DataError(must_be(f"width and height of {name}", expected, _by(size), hint))
+    sizes = stated if size is None else [size]
+    if sizes and not any(box.clipped(size_hw).area > 0 for size_hw in sizes):
+        expected = f"a box that meets the picture ({_by(sizes[0])})"
+        raise DataError(must_be(f"bbox of {name}", expected, one.bbox, "COCO's is x, y, width, height"))
 
 
 def _by(size_hw: tuple[int, int]) -> str:
     return f"{size_hw[1]}×{size_hw[0]}"
 
 
-def _checked(one: _Seen, pictures: _Pictures) -> tuple[str, Box]:
-    """The name of the picture that a box is in, and the box."""
-    name = one.image_id if isinstance(one.image_id, str) else pictures.get(one.image_id, ("", None))[0]
-    if not name:
-        hint = "a number is one of the file's own `images`, or of LABELS; a name works as well"
-        raise DataError(must_be("image_id", "of a known picture", one.image_id, hint))
-    return name, box_xywh(one.bbox, f"bbox of {name}")
-
-
 def _stated(image: Path) -> list[tuple[int, int]]:
     """(height, width) by a picture's header, and as EXIF may turn it; [] where it cannot be read, said later."""
-    try:
-        with image.open("rb") as file:
-            size = stated_size(file.read(2**16))
-    except OSError:
-        size = None
+    size = stated_size(head(image))
     return [] if size is None else [size, size[::-1]]
 
 
