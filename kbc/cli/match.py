@@ -175,20 +175,16 @@ def explained(kinds: list[Origin], indent: int = 0) -> str:
 
 def table(pair: Pair, result: Match, names: Sequence[str] = ()) -> str:
     """Source points, coarse and final answers as text, numbered or named; what `origin` means beneath."""
-    full = isinstance(result, MatchResult)
+    coarse = {"coarse": result.coarse} if isinstance(result, MatchResult) else {}
+    columns = {"source": pair.keypoints, **coarse, "answer": result.keypoints}
     labels = list(names) or [str(i) for i in range(len(pair.keypoints))]
     width = max(4, *map(len, labels))
-    lines = [
-        f"{'#':>{width}}          source"
-        + ("          coarse" if full else "")
-        + "          answer"
-        + ("  sure  origin" if full else "")
-    ]
-    for i, (p, q) in enumerate(zip(pair.keypoints, result.keypoints, strict=True)):
-        middle = _shown(result.coarse[i]) if isinstance(result, MatchResult) else ""
-        kept = f"  {sure(result, i):>4}  {result.origin[i]}" if isinstance(result, MatchResult) else ""
-        lines.append(f"{labels[i]:>{width}}{_shown(p)}{middle}{_shown(q)}{kept}")
+    lines = [f"{'#':>{width}}" + "".join(f"{head:>16}" for head in columns)]
+    for i, label in enumerate(labels):
+        lines.append(f"{label:>{width}}" + "".join(_shown(points[i]) for points in columns.values()))
     if isinstance(result, MatchResult):
+        said = ["  sure  origin", *(f"  {sure(result, i):>4}  {kept}" for i, kept in enumerate(result.origin))]
+        lines = [line + more for line, more in zip(lines, said, strict=True)]
         lines.append(explained([kept for kept in MEANING if kept in result.origin]))
         if result.confidence is not None:
             lines.append("sure: how likely a point lies within a tenth of the object's size of its place")

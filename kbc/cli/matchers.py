@@ -50,15 +50,14 @@ def details(point: EntryPoint) -> dict[str, Any]:
     except Exception as error:  # a third party's module may raise anything, and the others must still be listed
         return {"name": point.name, "about": f"not usable here: {type(error).__name__}: {error}", "options": {}}
     text = inspect.getdoc(builder) or "no description"
-    if ":" in point.name and is_matcher(builder):
-        return {"name": point.name, "about": " ".join(text.split("\n\n")[0].split()), "options": {}}
-    said = arguments(text)
-    options = {
-        key: {"help": said.get(key, "")}
-        | ({"required": True} if p.default is p.empty else {"default": _plain(p.default)})
-        for key, p in inspect.signature(builder).parameters.items()
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-    }
+    said, options = arguments(text), {}
+    if not (":" in point.name and is_matcher(builder)):  # a matcher that is there already takes none
+        options = {
+            key: {"help": said.get(key, "")}
+            | ({"required": True} if p.default is p.empty else {"default": _plain(p.default)})
+            for key, p in inspect.signature(builder).parameters.items()
+            if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        }
     return {"name": point.name, "about": " ".join(text.split("\n\n")[0].split()), "options": options}
 
 

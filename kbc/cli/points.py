@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,7 @@ def parse_named_points(text: str) -> dict[str, tuple[float, float]]:
             received = f"{wrong}: {_short(text)}" if wrong and len(parts) > 1 else _short(text)
             raise InputError(must_be("--points", '"name=x,y name=x,y …"', received, hint))
         points = as_points([typed_points(place)[0] for _, _, place in parts], "--points")
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise InputError(must_be("--points", "with each name given once", f"{twice[0]!r} twice"))
+    _refuse_twice(names)
     return {name: (float(x), float(y)) for name, (x, y) in zip(names, points, strict=True)}
 
 
@@ -148,10 +147,14 @@ def _from_json(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+    _refuse_twice(name for name, _ in pairs)
+    return dict(pairs)
+
+
+def _refuse_twice(names: Iterable[str]) -> None:
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise InputError(must_be("--points", "with each name given once", f"{twice[0]!r} twice"))
-    return dict(pairs)
 
 
 def _from_csv(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
