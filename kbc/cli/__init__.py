@@ -7,16 +7,13 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, cast
 
 from kbc import __version__
-from kbc.cli.text import Parser
-from kbc.cli.text import fitted as fitted
-from kbc.cli.text import two_columns as two_columns
-from kbc.errors import KBCError, MissingDependencyError, counted
+from kbc.cli.text import Parser, fitted, two_columns
+from kbc.errors import KBCError, MissingDependencyError
 
 FAILED, WRONG_INPUT, MISSING, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 
@@ -199,25 +196,6 @@ def command_parser(name: str, module: CommandModule) -> argparse.ArgumentParser:
 
 def _exit_codes() -> str:
     return "exit codes:\n" + two_columns(list(EXIT_CODES.items()), 2)
-
-
-def say_problems(problems: Iterable[object], most: int = 20) -> None:
-    """Say on standard error what was passed over, a line each; the last ones by their number."""
-    found = list(problems)
-    for problem in found[:most]:
-        print(f"note: {problem}", file=sys.stderr)
-    if len(found) > most:
-        print(f"note: and {counted(len(found) - most)} more", file=sys.stderr)
-
-
-def turned_note(found: Sequence[Path], images: int) -> list[str]:
-    """What to know of pictures that their EXIF tag turns; nothing where there is none."""
-    if not found:
-        return []
-    return [
-        f"{len(found)} of {counted(images, 'image')} turned by their EXIF tag when opened, e.g. {found[0].name}: "
-        "points and boxes are read in the turned picture, as OpenCV and browsers show it"
-    ]
 
 
 def _complain(error: object, code: int) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kbc.cli import turned_note
 from kbc.cli.options import key_values
+from kbc.cli.text import turned_note
 from kbc.data import KINDS, Dataset, Problem, ap10k, open_dataset, pfwillow
 from kbc.data.coco_file import layouts
 from kbc.data.decoding import decoder_warnings

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kbc.cli import fitted
 from kbc.cli.options import add_kbc_options, kbc_options, key_values, matcher_reference
+from kbc.cli.text import fitted
 from kbc.config import COST, KBCConfig, make_config
 from kbc.data.scenes.render import ScenePair, categories, scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, counted, must_be

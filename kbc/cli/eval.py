@@ -12,8 +12,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from kbc.cli import fitted, say_problems
 from kbc.cli.options import key_values, matcher_reference, set_fields
+from kbc.cli.text import fitted, say_problems
 from kbc.data import KINDS, Dataset
 from kbc.errors import DataError, InputError, MissingDependencyError, as_text, counted, must_be
 from kbc.evaluation.outcomes import Outcome, read_outcomes

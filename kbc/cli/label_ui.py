@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kbc.cli import say_problems
 from kbc.cli.options import options_of
+from kbc.cli.text import say_problems
 from kbc.cli.ui_guard import Guard, without_folders
 from kbc.data.annotations import explain
 from kbc.errors import InputError, KBCError, must_be

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from kbc.cli import two_columns
 from kbc.cli.options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box
 from kbc.cli.points import POINTS_HELP, parse_points
+from kbc.cli.text import two_columns
 from kbc.errors import InputError, must_be
 from kbc.evaluation.outcomes import rows
 from kbc.files import is_file, output_file, refuse_overwriting, write_json

@@ -9,8 +9,8 @@ import re
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from kbc.cli import fitted, two_columns
 from kbc.cli.options import as_typed, matcher_reference
+from kbc.cli.text import fitted, two_columns
 from kbc.files import write_json
 from kbc.matchers.registry import available_matchers, find_matcher, is_matcher
 

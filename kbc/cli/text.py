@@ -1,15 +1,17 @@
-"""How commands talk: paragraphs and columns of the terminal's width, and complaints about options in kbc's words."""
+"""How commands talk: paragraphs and columns of the terminal's width, notes, and complaints about options."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from kbc.errors import InputError, must_be, nearest
+from kbc.errors import InputError, counted, must_be, nearest
 
 
 def fitted(text: str, indent: int = 0, hanging: int | None = None) -> str:
@@ -29,6 +31,25 @@ def two_columns(rows: Sequence[tuple[str, str]], indent: int = 0) -> str:
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
+
+
+def say_problems(problems: Iterable[object]) -> None:
+    """Say on standard error what was passed over, a line each; those after the twentieth by their number."""
+    found = list(problems)
+    for problem in found[:20]:
+        print(f"note: {problem}", file=sys.stderr)
+    if len(found) > 20:
+        print(f"note: and {counted(len(found) - 20)} more", file=sys.stderr)
+
+
+def turned_note(found: Sequence[Path], images: int) -> list[str]:
+    """What to know of pictures that their EXIF tag turns; nothing where there is none."""
+    if not found:
+        return []
+    return [
+        f"{len(found)} of {counted(images, 'image')} turned by their EXIF tag when opened, e.g. {found[0].name}: "
+        "points and boxes are read in the turned picture, as OpenCV and browsers show it"
+    ]
 
 
 class Parser(argparse.ArgumentParser):

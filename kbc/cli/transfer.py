@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kbc.cli import say_problems, turned_note
 from kbc.cli.options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box
 from kbc.cli.points import NAMED_POINTS_HELP, parse_named_points
+from kbc.cli.text import say_problems, turned_note
 from kbc.data.records import Problems
 from kbc.errors import InputError, as_text, counted, must_be
 from kbc.evaluation.plan import parse_shard
