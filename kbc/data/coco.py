@@ -235,7 +235,7 @@ class CocoReader:
         if not np.isfinite(rows[:, 2]).all():
             raise DataError(f"annotation {annotation.id}: field 'keypoints' has a v that is not finite")
         seen = rows[:, 2] >= self.visible
-        if not np.isfinite(rows[seen]).all() or (np.abs(rows[seen]) > FAR).any():
+        if not (np.abs(rows[seen]) <= FAR).all():  # False for NaN, too
             raise DataError(f"annotation {annotation.id}: field 'keypoints' has NaN or infinity in a visible point")
         points = self.zeros.absent(np.where(seen[:, None], rows[:, :2], np.nan), f"id {annotation.id}")
         refuse_relative(points, f"keypoints of annotation {annotation.id}")

@@ -150,7 +150,7 @@ class _Reader:
         if path not in self._sides:
             arrays = read_mat(path, "kps", "bbox")
             points, box = arrays.get("kps"), arrays.get("bbox")
-            if points is None or points.ndim != 2 or points.shape[1] != 2:
+            if points is None or points.shape[1] != 2:
                 shape = None if points is None else points.shape
                 raise DataError(f"{path}: field 'kps' must be of shape (N, 2), received {shape}")
             if box is not None and (box.size != 4 or not np.isfinite(box).all()):

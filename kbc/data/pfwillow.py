@@ -138,9 +138,9 @@ def _points(path: Path, zeros: Zeros) -> Points:
     found = next((arrays[name] for name in ("pts_coord", "kps") if name in arrays), None)
     if found is None:
         raise DataError(f"{path}: field 'pts_coord' is missing, received neither it nor 'kps'")
-    if found.ndim == 2 and found.shape[0] == 2 and found.shape[1] != 2:
+    if found.shape[0] == 2 and found.shape[1] != 2:
         found = found.T  # the files hold 2 × 10
-    if found.ndim != 2 or found.shape[1] != 2:
+    if found.shape[1] != 2:
         raise DataError(f"{path}: field 'pts_coord' must be of shape (2, N), received {found.shape}")
     if not defined(found).all():
         raise DataError(f"{path}: field 'pts_coord' has NaN")
