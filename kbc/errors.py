@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -124,6 +124,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {one.lower(): one for one in names}
     close = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(names)}"
+
+
+def width_by_height(size_hw: Sequence[int]) -> str:
+    """(height, width), or the shape of an image, as people say it.
+
+    >>> width_by_height((480, 640, 3))
+    '640×480'
+    """
+    return f"{size_hw[1]}×{size_hw[0]}"
 
 
 def counted(number: int, noun: str = "problem") -> str:

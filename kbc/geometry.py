@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from kbc.errors import InputError, must_be
+from kbc.errors import InputError, must_be, width_by_height
 from kbc.images import Image, require_cv2
 from kbc.tensors import to_array
 
@@ -109,6 +109,11 @@ def far_outside(points: Points, size_hw: tuple[int, int]) -> npt.NDArray[np.bool
     with np.errstate(invalid="ignore"):
         far = np.abs(points - (width / 2, height / 2)) > (1.5 * width + 16, 1.5 * height + 16)
     return np.asarray(far.any(axis=1), dtype=np.bool_)
+
+
+def outside(points: Points, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Mask (N,) of the points that do not lie in an image of (height, width); False for NaN."""
+    return defined(points) & ~Box.whole(size_hw).contains(points)
 
 
 def as_size(size: object, argument: str = "size") -> tuple[int, int]:
@@ -401,8 +406,8 @@ class Window:
         if enlarge not in (CUBIC, LINEAR):
             raise InputError(must_be("enlarge", "'cubic' or 'linear'", repr(enlarge)))
         if self.box.x1 > image_hw[1] or self.box.y1 > image_hw[0]:
-            size = f"{image_hw[1]}×{image_hw[0]}"
-            raise InputError(must_be("window", f"inside the image ({size})", self.box.xyxy, "use Window.fit"))
+            expected = f"inside the image ({width_by_height(image_hw)})"
+            raise InputError(must_be("window", expected, self.box.xyxy, "use Window.fit"))
 
 
 def cell_centres(grid_hw: tuple[int, int], size_hw: tuple[int, int]) -> tuple[Points, Points]:

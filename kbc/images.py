@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from kbc.errors import InputError, MissingDependencyError, must_be, whole_number
+from kbc.errors import InputError, MissingDependencyError, must_be, whole_number, width_by_height
 from kbc.headers import FORMATS, start_of_scan, stated_size
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _check_header(content: bytes, path: Path, argument: str) -> None:
     limit = os.environ.get("KBC_MAX_PIXELS", "")
     most = whole_number("KBC_MAX_PIXELS", limit) if limit else MAX_PIXELS
     if size[0] * size[1] > most:
-        received = f"{size[1]}×{size[0]} in {str(path)!r}"
+        received = f"{width_by_height(size)} in {str(path)!r}"
         hint = "shrink it, or set the environment variable KBC_MAX_PIXELS"
         raise InputError(must_be(argument, f"at most {most:,} pixels", received, hint))
 

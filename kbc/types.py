@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from kbc.errors import InputError, counted, must_be
+from kbc.errors import InputError, counted, must_be, width_by_height
 from kbc.geometry import Box, Points, Window, as_points, defined, far_outside, looks_relative
 from kbc.images import Image, ImageLike, load_image
 
@@ -74,9 +74,9 @@ class Pair:
         points[np.isnan(points).any(axis=1)] = np.nan
         far = far_outside(points, self.source.shape[:2])
         if far.any():
-            size = f"{self.source.shape[1]}×{self.source.shape[0]}"
+            expected = f"near the source image ({width_by_height(self.source.shape)})"
             hint = "points are in the source's own pixels; undefined ones are NaN"
-            raise InputError(must_be("keypoints", f"near the source image ({size})", points[far][0].tolist(), hint))
+            raise InputError(must_be("keypoints", expected, points[far][0].tolist(), hint))
         _refuse_relative(points, self.source)
         points.setflags(write=False)
         put(self, "keypoints", points)
@@ -84,9 +84,7 @@ class Pair:
         put(self, "target_box", box_inside(target_box, self.target, "target_box"))
 
     def __repr__(self) -> str:
-        shown = [
-            f"{side} {getattr(self, side).shape[1]}×{getattr(self, side).shape[0]}" for side in ("source", "target")
-        ]
+        shown = [f"{side} {width_by_height(getattr(self, side).shape)}" for side in ("source", "target")]
         known = int(defined(self.keypoints).sum())
         missing = len(self.keypoints) - known
         shown.append(counted(known, "point") + (f" and {missing} undefined" if missing else ""))
@@ -143,8 +141,8 @@ def box_inside(box: object, image: Image, argument: str) -> Box | None:
         raise InputError(must_be(argument, "pixel edges", f"a box in [0, 1]: {given.xyxy}", hint))
     clipped = given.clipped((image.shape[0], image.shape[1]))
     if clipped.area <= 0:
-        size = f"{image.shape[1]}×{image.shape[0]}"
-        raise InputError(must_be(argument, f"a box that meets the image ({size})", given.xyxy, "the order is xyxy"))
+        expected = f"a box that meets the image ({width_by_height(image.shape)})"
+        raise InputError(must_be(argument, expected, given.xyxy, "the order is xyxy"))
     return clipped
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from kbc.cli.options import add_kbc_options, add_matcher_options, kbc_options, key_values, parse_box
 from kbc.cli.points import POINTS_HELP, parse_points
 from kbc.cli.text import two_columns
-from kbc.errors import InputError, must_be
+from kbc.errors import InputError, must_be, width_by_height
 from kbc.evaluation.outcomes import rows
 from kbc.files import is_file, output_file, refuse_overwriting, write_json
-from kbc.geometry import Box, defined
-from kbc.images import turned
+from kbc.geometry import defined, outside
+from kbc.images import image_hw, turned
 from kbc.types import Match, MatchResult, Origin, Pair
 
 HELP = "Match the points of one photograph in another; answers are in the target photograph's own pixels."
@@ -124,14 +124,13 @@ def notes(source: str, target: str, pair: Pair) -> list[str]:
     found = []
     for name, image, what in ((source, pair.source, "points"), (target, pair.target, "answers")):
         if turned(name):
-            size = f"{image.shape[1]}×{image.shape[0]}"
+            size = width_by_height(image.shape)
             found.append(f"{name} was turned upright, as its EXIF tag says: {what} are pixels of the {size} picture")
-    height, width = pair.source.shape[:2]
-    known = pair.keypoints[defined(pair.keypoints)]
-    outside = known[~Box.whole((height, width)).contains(known)]
-    if len(outside):
-        first = f"{outside[0][0]:g},{outside[0][1]:g}"
-        found.append(f"{len(outside)} of {len(known)} points outside the source image ({width}×{height}), e.g. {first}")
+    beyond = pair.keypoints[outside(pair.keypoints, image_hw(pair.source))]
+    if len(beyond):
+        share = f"{len(beyond)} of {defined(pair.keypoints).sum()} points"
+        size, (x, y) = width_by_height(pair.source.shape), beyond[0]
+        found.append(f"{share} outside the source image ({size}), e.g. {x:g},{y:g}")
     return found
 
 

@@ -23,7 +23,7 @@ from kbc.cli.points import typed_points
 from kbc.cli.text import markdown_table
 from kbc.cli.ui_guard import MAX_UPLOAD, guarded, without_folders
 from kbc.data.scenes.render import scene_pair
-from kbc.errors import InputError, KBCError, must_be, require
+from kbc.errors import InputError, KBCError, must_be, require, width_by_height
 from kbc.evaluation.outcomes import rows
 from kbc.files import read_bytes, write_json
 from kbc.headers import stated_size
@@ -230,7 +230,7 @@ def _check_pixels(name: str, path: str) -> None:
     """Refuse an image by what its header says, before it fills the memory; what states no size is refused later."""
     size = stated_size(read_bytes(Path(path)))
     if size is not None and size[0] * size[1] > MAX_PIXELS:
-        raise InputError(must_be(name, f"at most {MAX_PIXELS:,} pixels", f"{size[1]}×{size[0]}", "scale it down"))
+        raise InputError(must_be(name, f"at most {MAX_PIXELS:,} pixels", width_by_height(size), "scale it down"))
 
 
 def _keep_newest(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kbc import files
 from kbc.data.records import Problems
-from kbc.errors import DataError, counted, must_be, requirement
+from kbc.errors import DataError, counted, must_be, requirement, width_by_height
 from kbc.geometry import Box, Points
 from kbc.headers import stated_size
 from kbc.images import Image, image_hw, load_image, turned
@@ -144,15 +144,14 @@ def sized(sizes: Mapping[Path, tuple[int, int]]) -> Callable[[Path], Image]:
 
 def _open_sized(sizes: Mapping[Path, tuple[int, int]], path: Path) -> Image:
     image = load_image(path)
-    height, width = image.shape[:2]
-    annotated = sizes.get(path, (height, width))
-    if annotated != (height, width):
-        picture, hint = f"those of the picture, {width}×{height}", "annotate the picture as it is now"
+    size_hw = image_hw(image)
+    annotated = sizes.get(path, size_hw)
+    if annotated != size_hw:
+        picture, hint = f"those of the picture, {width_by_height(size_hw)}", "annotate the picture as it is now"
         if turned(path):
             picture += " once its EXIF tag has turned it upright"
             hint = "annotate it upright, or take the tag out of the file if it was annotated without"
-        argument = f"width and height of {path.name}"
-        raise DataError(must_be(argument, picture, f"{annotated[1]}×{annotated[0]}", hint))
+        raise DataError(must_be(f"width and height of {path.name}", picture, width_by_height(annotated), hint))
     return image
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from kbc.errors import DataError, InputError, as_text, counted, must_be
 from kbc.files import file_digest
-from kbc.geometry import Box, Points, defined, looks_relative
+from kbc.geometry import Box, Points, defined, looks_relative, outside
 from kbc.images import Image, image_hw, immutable, load_image, turned
 from kbc.types import Pair
 
@@ -97,9 +97,8 @@ class Problem:
     pairs: int = 0
 
     def __str__(self) -> str:
-        return as_text(f"{self.where}: {self.what}") + (
-            f" ({counted(self.pairs, 'pair')} left out)" if self.pairs else ""
-        )
+        lost = f" ({counted(self.pairs, 'pair')} left out)" if self.pairs else ""
+        return as_text(f"{self.where}: {self.what}") + lost
 
 
 class Problems:
@@ -279,8 +278,7 @@ class Dataset(Sequence[PairRecord]):
                 found.append(Problem(str(path), str(error), uses[path]))
         for record in self.records:
             for path, points in record.sides:
-                known = points[defined(points)]
-                if path in sizes and not Box.whole(sizes[path]).contains(known).all():
+                if path in sizes and outside(points, sizes[path]).any():
                     found.append(Problem(str(path), f"pair {record.id!r} has keypoints outside the image"))
         return found
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from kbc.data.annotations import FourNumbers, Record, box_xywh, head
 from kbc.data.coco_file import CocoCategory, CocoImage, entries, unique_entries
 from kbc.data.records import Problems
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, InputError, must_be, width_by_height
 from kbc.files import read_json
 from kbc.geometry import Box
 from kbc.headers import stated_size
@@ -113,16 +113,12 @@ def _refuse_beside(
         stated: those that the picture itself may have; none where it is not at hand.
     """
     if size is not None and stated and size not in stated:
-        expected, hint = f"those of the picture, {_by(stated[0])}", "give boxes of the picture as it is now"
-        raise DataError(must_be(f"width and height of {name}", expected, _by(size), hint))
+        expected, hint = f"those of the picture, {width_by_height(stated[0])}", "give boxes of the picture as it is now"
+        raise DataError(must_be(f"width and height of {name}", expected, width_by_height(size), hint))
     sizes = stated if size is None else [size]
     if sizes and not any(box.clipped(size_hw).area > 0 for size_hw in sizes):
-        expected = f"a box that meets the picture ({_by(sizes[0])})"
+        expected = f"a box that meets the picture ({width_by_height(sizes[0])})"
         raise DataError(must_be(f"bbox of {name}", expected, one.bbox, "COCO's is x, y, width, height"))
-
-
-def _by(size_hw: tuple[int, int]) -> str:
-    return f"{size_hw[1]}×{size_hw[0]}"
 
 
 def _stated(image: Path) -> list[tuple[int, int]]:

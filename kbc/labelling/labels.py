@@ -15,9 +15,9 @@ from kbc.data.annotations import inside, seen_size
 from kbc.data.coco import CocoReader
 from kbc.data.coco_file import CocoAnnotation, picture_folder, read_coco
 from kbc.data.records import Problem, Problems
-from kbc.errors import DataError, InputError, counted, must_be
+from kbc.errors import DataError, InputError, counted, must_be, width_by_height
 from kbc.files import as_path, is_file, read_text
-from kbc.geometry import Box, Points, as_points, defined
+from kbc.geometry import Box, Points, as_points, defined, outside
 from kbc.images import ImageLike
 
 SUFFIXES = frozenset(
@@ -214,8 +214,8 @@ def _labelled(reader: CocoReader, annotation: CocoAnnotation) -> tuple[Path, Lab
 
 def _outside(points: Points, size_hw: tuple[int, int]) -> str:
     """What to say of points outside their picture; "" where there are none."""
-    beyond = int((defined(points) & ~Box.whole(size_hw).contains(points)).sum())
-    return f"{counted(beyond, 'visible point')} outside the picture ({size_hw[1]}×{size_hw[0]})" if beyond else ""
+    beyond = int(outside(points, size_hw).sum())
+    return f"{counted(beyond, 'visible point')} outside the picture ({width_by_height(size_hw)})" if beyond else ""
 
 
 def categories_of(exemplars: Sequence[Exemplar]) -> tuple[Category, ...]:
