@@ -68,7 +68,7 @@ def typed_points(text: str, expected: str = '"x,y x,y …"') -> Points:
     left = _PAIR.sub("", text).strip(" \t\n;")
     points = [[float(x), float(y)] for x, y in _PAIR.findall(text)]
     if left or not points:
-        raise InputError(must_be("--points", expected, _short(text)))
+        raise _wrong(expected, _short(text))
     return as_points(points, "--points")
 
 
@@ -94,7 +94,7 @@ def parse_named_points(text: str) -> dict[str, tuple[float, float]]:
         found = points_in_file(Path(text))
         if not found.names:
             expected = 'named: JSON {"name": [x, y], …} or a CSV file with columns named name, x and y'
-            raise InputError(must_be("--points", expected, f"points without names in {text}"))
+            raise _wrong(expected, f"points without names in {text}")
         names, points = found.names, found.points
     else:
         parts = [part.partition("=") for part in re.sub(r"\s*([=,])\s*", r"\1", text).replace(";", " ").split()]
@@ -103,7 +103,7 @@ def parse_named_points(text: str) -> dict[str, tuple[float, float]]:
             wrong = next((f"{''.join(part)!r} in it" for part in parts if not _PAIR.fullmatch(part[2])), "")
             hint = 'for instance "nose=120,80 tail=134,92", or a .csv or .json file, in which names may have spaces'
             received = f"{wrong}: {_short(text)}" if wrong and len(parts) > 1 else _short(text)
-            raise InputError(must_be("--points", '"name=x,y name=x,y …"', received, hint))
+            raise _wrong('"name=x,y name=x,y …"', received, hint)
         points = as_points([typed_points(place)[0] for _, _, place in parts], "--points")
     _refuse_twice(names)
     return {name: (float(x), float(y)) for name, (x, y) in zip(names, points, strict=True)}
@@ -120,7 +120,7 @@ def points_in_file(path: Path) -> NamedPoints:
     except InputError as error:
         if "`--points`" in str(error):
             raise
-        raise InputError(must_be("--points", "a file that can be read", error)) from error
+        raise _wrong("a file that can be read", error) from error
     return NamedPoints(as_points(rows, "--points"), names)
 
 
@@ -133,16 +133,15 @@ def _from_json(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
     if isinstance(data, dict):  # {"nose": [x, y], …}
         if not data or not all(value is None or (isinstance(value, list) and value) for value in data.values()):
             expected = 'JSON with "keypoints" or "points", or {"name": [x, y], …}'
-            raise InputError(must_be("--points", expected, f"the keys {_short(sorted(data))} in {path}"))
+            raise _wrong(expected, f"the keys {_short(sorted(data))} in {path}")
         names, data = list(data), list(data.values())
     if not isinstance(data, list) or not data:
-        raise InputError(must_be("--points", "a JSON list of points [[x, y], …]", f"{type(data).__name__} in {path}"))
+        raise _wrong("a JSON list of points [[x, y], …]", f"{type(data).__name__} in {path}")
     points = [_point(entry, path) for entry in data]
     if names is None:
         return points, ()
     if not isinstance(names, list) or len(names) != len(data) or not all(isinstance(name, str) for name in names):
-        expected = f'JSON with "names" for its {len(data)} points'
-        raise InputError(must_be("--points", expected, f"{_short(names)} in {path}"))
+        raise _wrong(f'JSON with "names" for its {len(data)} points', f"{_short(names)} in {path}")
     return points, tuple(names)
 
 
@@ -154,7 +153,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_twice(names: Iterable[str]) -> None:
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise InputError(must_be("--points", "with each name given once", f"{twice[0]!r} twice"))
+        raise _wrong("with each name given once", f"{twice[0]!r} twice")
 
 
 def _from_csv(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
@@ -164,9 +163,9 @@ def _from_csv(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
         columns = [field.lower() for field in rows.pop(0)]
         form = f"the columns {_short(', '.join(columns), plain=True)}"
         if not {"x", "y"} <= set(columns) or any(columns.count(name) > 1 for name in ("x", "y", "v", "visible")):
-            raise InputError(must_be("--points", "a CSV file with one column x and one y", f"{form} in {path}"))
+            raise _wrong("a CSV file with one column x and one y", f"{form} in {path}")
     if not rows:
-        raise InputError(must_be("--points", "a CSV file with points", f"no rows in {str(path)!r}"))
+        raise _wrong("a CSV file with points", f"no rows in {str(path)!r}")
     wanted = [columns.index(name) for name in ("x", "y", *[n for n in ("v", "visible") if n in columns][:1])]
     named = next((columns.index(name) for name in _NAME_COLUMNS if name in columns), None)
     points = []
@@ -175,7 +174,7 @@ def _from_csv(path: Path) -> tuple[list[list[float]], tuple[str, ...]]:
             commas = any("," in field for field in row)
             received = f"the row {_short((';' if commas else ',').join(row))} in {path}"
             hint = "a number has a decimal point, no comma" if commas else ""
-            raise InputError(must_be("--points", f"a CSV file with numbers in {form}", received, hint))
+            raise _wrong(f"a CSV file with numbers in {form}", received, hint)
         points.append(_point([_number(row[c]) for c in wanted], path))
     return points, () if named is None else tuple(row[named] for row in rows)
 
@@ -187,11 +186,11 @@ def _point(entry: object, path: Path) -> list[float]:
     expected = "a list of points [[x, y], …] or [[x, y, v], …]"
     if not isinstance(entry, list) or len(entry) not in (2, 3):
         hint = "" if isinstance(entry, list) else "a flat list has to be grouped"
-        raise InputError(must_be("--points", expected, f"the entry {_short(entry)} in {path}", hint))
+        raise _wrong(expected, f"the entry {_short(entry)} in {path}", hint)
     x, y = (_coordinate(value, path) for value in entry[:2])
     if len(entry) == 3 and entry[2] not in (0, 1, 2):
         hint = "v is the visibility 0, 1 or 2; for confidences, leave out the column and the points that are not there"
-        raise InputError(must_be("--points", expected, f"the entry {_short(entry)} in {path}", hint))
+        raise _wrong(expected, f"the entry {_short(entry)} in {path}", hint)
     return [np.nan, np.nan] if entry[2:] == [0] else [x, y]
 
 
@@ -201,7 +200,7 @@ def _coordinate(value: object, path: Path) -> float:
             return float(value)
         except OverflowError:  # an integer of hundreds of digits
             pass
-    raise InputError(must_be("--points", "numbers", f"the coordinate {_short(value)} in {path}"))
+    raise _wrong("numbers", f"the coordinate {_short(value)} in {path}")
 
 
 _WORDS = {"": None, "false": 0.0, "true": 1.0}
@@ -219,6 +218,10 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _wrong(expected: str, received: object, hint: str = "") -> InputError:
+    return InputError(must_be("--points", expected, received, hint))
 
 
 def _short(value: Any, plain: bool = False) -> str:
