@@ -33,6 +33,11 @@ def as_path(path: object, argument: str) -> Path:
         raise InputError(must_be(argument, "a path", repr(path))) from error
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """One name for one file, whatever folder it is named from; links stay."""
+    return Path(os.path.abspath(path))
+
+
 MAX_BYTES = 512 * 2**20
 """Bytes that a file of annotations, pairs or points may have; COCO's largest official one has 470 million."""
 

@@ -74,7 +74,11 @@ def read_coco(path: Path, problems: Problems) -> CocoFile:
     Raises:
         DataError: the file is no JSON object with the lists `images`, `annotations` and `categories`.
     """
-    data = files.read_json(path)
+    return coco_entries(files.read_json(path), path, problems)
+
+
+def coco_entries(data: Any, path: Path, problems: Problems) -> CocoFile:
+    """What a COCO file at a path holds, as `read_coco` gives it."""
     info = data.get("info") if isinstance(data, dict) else None
     said = info.get("images") if isinstance(info, dict) else None
     return CocoFile(

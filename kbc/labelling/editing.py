@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ import numpy as np
 from pydantic import Field, StrictInt, ValidationError
 
 from kbc.data.annotations import Record, checked, inside
-from kbc.data.coco_file import CocoAnnotation, box_of, picture_folder, read_coco
+from kbc.data.coco_file import CocoAnnotation, box_of, coco_entries, picture_folder
 from kbc.data.records import Problems
 from kbc.errors import DataError, InputError, counted, must_be
-from kbc.files import read_json, write_json
+from kbc.files import absolute, read_json, write_json
 from kbc.geometry import Box
 from kbc.labelling.detections import Detection
 from kbc.labelling.labels import Labels, read_labels
@@ -76,13 +75,14 @@ class LabelFile:
     """
 
     def __init__(self, path: Path, root: Path | None = None) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = absolute(path)
         self._lock = threading.RLock()
         problems = Problems()
-        read = read_coco(self.path, problems)
-        self.document: dict[str, Any] = _finite(read_json(self.path))
+        content = read_json(self.path)
+        read = coco_entries(content, self.path, problems)
+        self.document: dict[str, Any] = _finite(content)
         self._written = self._stamp()
-        self.root = Path(os.path.abspath(picture_folder(self.path, read) if root is None else root))
+        self.root = absolute(picture_folder(self.path, read) if root is None else root)
         self._images = {one.id: one for one in read.images}
         self._categories = {one.id: one for one in read.categories if one.keypoints}
         if not self._categories:

@@ -16,7 +16,7 @@ from kbc.data.coco import CocoReader
 from kbc.data.coco_file import CocoAnnotation, picture_folder, read_coco
 from kbc.data.records import Problem, Problems
 from kbc.errors import DataError, InputError, counted, must_be, width_by_height
-from kbc.files import as_path, is_file, read_text
+from kbc.files import absolute, as_path, is_file, read_text
 from kbc.geometry import Box, Points, as_points, defined, outside
 from kbc.images import ImageLike
 
@@ -142,7 +142,7 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
     """
     problems = Problems()
     data = read_coco(path, problems)
-    base = _absolute(root or picture_folder(path, data))
+    base = absolute(root or picture_folder(path, data))
     reader = CocoReader(base, data, problems)
     exemplars: list[Exemplar] = []
     labelled: dict[Path, list[LabelledObject]] = {}
@@ -232,7 +232,7 @@ def label_picture(path: Path, points: Mapping[str, tuple[float, float]], box: Bo
     Raises:
         InputError: as `Exemplar`.
     """
-    path = _absolute(path)
+    path = absolute(path)
     rows = np.array(list(points.values()), dtype=np.float64).reshape(-1, 2)
     one = Exemplar(path, tuple(points), rows, box=box)
     triples = np.where(defined(rows)[:, None], np.insert(rows, 2, 2.0, axis=1), 0.0)
@@ -268,17 +268,12 @@ def find_images(given: Iterable[str | Path]) -> list[Path]:
         else:
             names = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]
             found += _some(names, "existing pictures, a folder or a glob", repr(str(entry)), "check the path")
-    return list(dict.fromkeys(_absolute(one) for one in _some(found, "at least one picture", "none")))
+    return list(dict.fromkeys(absolute(one) for one in _some(found, "at least one picture", "none")))
 
 
 def _is_picture(path: Path) -> bool:
     """Whether a folder's entry is one; a Mac writes ._1.jpg beside 1.jpg, which is none."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _absolute(path: Path) -> Path:
-    """One name for one file, whatever folder it was named from."""
-    return Path(os.path.abspath(path))
 
 
 def _some(names: list[Path], expected: str, received: str, hint: str = "") -> list[Path]:

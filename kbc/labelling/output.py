@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kbc.files import absolute
 from kbc.geometry import Box, defined
 from kbc.labelling.labels import Category, Exemplar, LabelledObject, Labels
 from kbc.labelling.pipeline import FoundObject, Transferred
@@ -22,8 +23,8 @@ DIGITS = 2
 
 def image_base(out: Path, images: Sequence[Path]) -> Path:
     """The folder that file names start from: the output's own where all lie below it, else their common one."""
-    folders = [Path(os.path.abspath(image)).parent for image in images]
-    here = Path(os.path.abspath(out)).parent
+    folders = [absolute(image).parent for image in images]
+    here = absolute(out).parent
     if all(folder.is_relative_to(here) for folder in folders):
         return here
     return Path(os.path.commonpath(folders))
@@ -31,7 +32,7 @@ def image_base(out: Path, images: Sequence[Path]) -> Path:
 
 def file_name(image: Path, base: Path) -> str:
     """A picture's name below `base`, with forward slashes."""
-    return Path(os.path.abspath(image)).relative_to(base).as_posix()
+    return absolute(image).relative_to(base).as_posix()
 
 
 def coco(
@@ -68,7 +69,7 @@ def coco(
             place = {"id": len(annotations) + 1, "image_id": number, "category_id": category.id}
             body = _labelled(one) if isinstance(one, LabelledObject) else annotation_of(one, category)
             annotations.append({**place, **body})
-    where = os.path.relpath(base, Path(os.path.abspath(out)).parent)
+    where = os.path.relpath(base, absolute(out).parent)
     info = {
         "description": "keypoints transferred from labelled pictures by kbc",
         **({} if where == "." else {"images": Path(where).as_posix()}),

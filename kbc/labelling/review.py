@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kbc.errors import InputError, counted
+from kbc.files import absolute
 from kbc.geometry import Box, Points, Window, defined
 from kbc.images import Image, image_hw, load_image, require_cv2
 from kbc.labelling.combine import by_name
@@ -97,7 +98,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """What pictures are called: their files' names, with their folders where two have one name."""
     if len({path.name for path in paths}) == len(paths):
         return [path.name for path in paths]
-    whole = [Path(os.path.abspath(path)) for path in paths]
+    whole = [absolute(path) for path in paths]
     base = os.path.commonpath([path.parent for path in whole])
     return [path.relative_to(base).as_posix() for path in whole]
 
