@@ -94,29 +94,33 @@ def run(args: argparse.Namespace) -> int:
             must_be("data", "at least one usable pair", received, "`kbc data check DIR` says what is wrong")
         )
     plan.check()
-    folder = Path(args.out)
-    ranks = torchrun_rank()
-    if ranks is None or ranks[0] == 0:
+    rank, _ = torchrun_rank() or (0, 1)
+    if rank == 0:
         say_problems(f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes)
     start = time.perf_counter()
-    if ranks is not None:
-        gathered = execute_torchrun(plan, folder, datasets, args.strict)
-        if gathered is None:
-            return 0
-        outcomes = gathered
-    else:
-        shard = parse_shard(args.shard) if args.shard else (0, 1)
-        with progress_bar(wanted=not args.quiet) as progress:
-            if args.jobs > 1:
-                execute_jobs(plan, folder, datasets, args.jobs, strict=args.strict, progress=progress)
-            else:
-                execute(plan, folder, datasets, shard=shard, strict=args.strict, progress=progress)
-        if args.shard:
-            print(f"shard {args.shard} is done; run without --shard for the report", file=sys.stderr)
-            return 0
-        outcomes = read_outcomes(folder)
+    outcomes = _matched(args, plan, datasets)
+    if outcomes is None:
+        return 0
     seconds = time.perf_counter() - start
-    return _report(args, plan, folder, datasets, list(outcomes.values()), seconds)
+    return _report(args, plan, datasets, outcomes, seconds)
+
+
+def _matched(args: argparse.Namespace, plan: Plan, datasets: list[Dataset]) -> list[Outcome] | None:
+    """What came of every pair; None where this process has done a part of them and another one makes the report."""
+    folder = Path(args.out)
+    if torchrun_rank() is not None:
+        gathered = execute_torchrun(plan, folder, datasets, args.strict)
+        return None if gathered is None else list(gathered.values())
+    shard = parse_shard(args.shard) if args.shard else (0, 1)
+    with progress_bar(wanted=not args.quiet) as progress:
+        if args.jobs > 1:
+            execute_jobs(plan, folder, datasets, args.jobs, strict=args.strict, progress=progress)
+        else:
+            execute(plan, folder, datasets, shard=shard, strict=args.strict, progress=progress)
+    if args.shard:
+        print(f"shard {args.shard} is done; run without --shard for the report", file=sys.stderr)
+        return None
+    return list(read_outcomes(folder).values())
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -193,16 +197,14 @@ def _runs(args: argparse.Namespace) -> list[Run]:
     config = budget | set_fields(args, ("localizer", *budget))
     if config and args.kbc == "off":
         raise InputError(must_be("--kbc off", "given without KBC's own options", ", ".join(sorted(config))))
-    asked = key_values(args.option)
-    for key in asked:
-        name = key.rpartition(".")[0]
+    asked = [(*key.rpartition(".")[::2], value) for key, value in key_values(args.option).items()]
+    for name, key, _ in asked:
         if name and name not in matchers:
-            raise InputError(must_be("--option", f"NAME.KEY=VALUE with one of {', '.join(matchers)}", repr(key)))
+            expected = f"NAME.KEY=VALUE with one of {', '.join(matchers)}"
+            raise InputError(must_be("--option", expected, repr(f"{name}.{key}")))
     runs = []
     for matcher in matchers:
-        options = {
-            key.rpartition(".")[2]: value for key, value in asked.items() if key.rpartition(".")[0] in ("", matcher)
-        }
+        options = {key: value for name, key, value in asked if name in ("", matcher)}
         if args.kbc != "on":
             runs += [Run(matcher, OFF, size, options) for size in sizes]
         if args.kbc != "off":
@@ -213,15 +215,12 @@ def _runs(args: argparse.Namespace) -> list[Run]:
 
 
 def _report(
-    args: argparse.Namespace,
-    plan: Plan,
-    folder: Path,
-    datasets: list[Dataset],
-    outcomes: list[Outcome],
-    seconds: float,
+    args: argparse.Namespace, plan: Plan, datasets: list[Dataset], outcomes: list[Outcome], seconds: float
 ) -> int:
+    """Write the report, and say what is in it; 1 when every pair failed."""
     from kbc.evaluation.markdown import render
 
+    folder = Path(args.out)
     protocols = {
         dataset.name: protocol_for(args, source, dataset)
         for source, dataset in zip(plan.sources, datasets, strict=True)
@@ -241,24 +240,22 @@ def _report(
             print(f"no figures: {error}", file=sys.stderr)
     with written_whole(folder / "report.md") as file:
         file.write(render(report, [figure.name for figure in figures]).encode())
-    made = [folder / "report.md", folder / "report.json", *figures]
-    measured = [outcome for outcome in outcomes if outcome.counts]
-    failed = sum(outcome.failure is not None for outcome in outcomes)
     print(_overview(report) if len(report.datasets) > 1 else "\n".join(map(_short, report.datasets)))
-    left_out = sum(problem.count for problem in report.problems)
-    numbers = (
-        counted(len(measured), "match"),
-        f"{failed} failed",
-        f"{counted(left_out)} in the data",
-        f"{seconds:.0f} s",
-    )
-    print(", ".join(numbers))
-    print("\n".join(map(str, made[:2])) + (f"\n{counted(len(made) - 2, 'figure')}" if len(made) > 2 else ""))
+    print(_numbers(report, outcomes, seconds), folder / "report.md", folder / "report.json", sep="\n")
+    if figures:
+        print(counted(len(figures), "figure"))
     unreadable = {outcome.pair: outcome.error for outcome in outcomes if outcome.failure == "data"}
     if unreadable:
         lost = f"{counted(len(unreadable), 'pair')} left out that could not be loaded"
         print(f"note: {lost}, e.g. {next(iter(unreadable.values()))}", file=sys.stderr)
-    return 0 if measured else 1
+    return 0 if any(outcome.counts for outcome in outcomes) else 1
+
+
+def _numbers(report: Report, outcomes: list[Outcome], seconds: float) -> str:
+    matches = counted(sum(outcome.counts for outcome in outcomes), "match")
+    failed = sum(outcome.failure is not None for outcome in outcomes)
+    problems = counted(sum(problem.count for problem in report.problems))
+    return f"{matches}, {failed} failed, {problems} in the data, {seconds:.0f} s"
 
 
 def _overview(report: Report) -> str:
