@@ -21,7 +21,7 @@ from kbc.images import turned
 from kbc.labelling import Labeller, Labels, Transferred, find_images, read_detections, read_labels
 from kbc.labelling.editing import LabelFile
 from kbc.labelling.formats import deeplabcut, refuse_what_cannot_be_held, write_label_studio, write_sleap
-from kbc.labelling.job import WHOLE, Job, Workers
+from kbc.labelling.job import WHOLE, Boxes, Job, Workers
 from kbc.labelling.labels import Exemplar, label_picture
 from kbc.labelling.output import coco, file_name, image_base, named, table
 from kbc.labelling.pipeline import ASK
@@ -99,12 +99,7 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
     for option, value in (("--instances", args.instances), ("--exemplars", args.exemplars), ("--jobs", args.jobs)):
         if value < 1:
             raise InputError(must_be(option, "at least 1", value))
-    problems = Problems(labels.problems)
-    boxes = read_detections(Path(args.boxes), images, labels, problems) if args.boxes else None
-    turning = [path for path in labels.labelled if turned(path)]
-    say_problems([*problems, *turned_note(turning, len(labels.labelled))])
-    if boxes is not None and args.instances != 1:
-        raise InputError(must_be("--instances", "not given together with --boxes", args.instances))
+    boxes = _boxes(args, images, labels)
     refuse_what_cannot_be_held(kind, labels, images, args.instances > 1 or boxes is not None)
     options, config = key_values(args.option), kbc_options(args)
     numbers = (args.instances, args.exemplars, args.min_confidence)
@@ -124,15 +119,7 @@ def run(args: argparse.Namespace, make: Callable[[int, Callable[[], Labeller]], 
     job = Job(labels, images, out, boxes, settings, parse_shard(args.shard) if args.shard else WHOLE)
     with progress_bar("picture", not args.quiet) as bar:
         results = job.run(workers, write, lambda done, total: bar(done, total, ""))
-    failed = [one for one in results if one.error]
-    for one in failed:
-        print(f"note: {one.image} was passed over: {one.error}", file=sys.stderr)
-    say_problems(f"a box in {one.image}: {problem}" for one in results for problem in one.problems)
-    if args.shard:
-        print(f"shard {args.shard} is done; a last run without --shard writes {out}", file=sys.stderr)
-    elif not args.quiet:
-        print(_summary(results, labels, out))
-    return 1 if results and len(failed) == len(results) else 0
+    return _report(args, results, labels, out)
 
 
 def build_labeller(
@@ -166,6 +153,17 @@ def _pictures(args: argparse.Namespace, labels: Labels) -> list[Path]:
         hint = "name others" if args.images else "name pictures after LABELS"
         raise InputError(must_be("IMAGES", "pictures that are not labelled yet", "none", hint))
     return images
+
+
+def _boxes(args: argparse.Namespace, images: Sequence[Path], labels: Labels) -> Boxes | None:
+    """A detector's boxes, where given. What was passed over in them, and in the labels, is said."""
+    problems = Problems(labels.problems)
+    boxes = read_detections(Path(args.boxes), images, labels, problems) if args.boxes else None
+    turning = [path for path in labels.labelled if turned(path)]
+    say_problems([*problems, *turned_note(turning, len(labels.labelled))])
+    if boxes is not None and args.instances != 1:
+        raise InputError(must_be("--instances", "not given together with --boxes", args.instances))
+    return boxes
 
 
 def _refuse_losing_corrections(out: Path, kind: str, labels: Labels) -> None:
@@ -246,6 +244,19 @@ def _write(results: list[Transferred], labels: Labels, out: Path, kind: str, pro
             part = Path(folder) / out.name  # sleap-io wants a path
             (write_sleap if kind == "slp" else write_label_studio)(document, base, part)
             file.write(part.read_bytes())
+
+
+def _report(args: argparse.Namespace, results: list[Transferred], labels: Labels, out: Path) -> int:
+    """Say what came of the pictures; 1 when none could be done."""
+    failed = [one for one in results if one.error]
+    for one in failed:
+        print(f"note: {one.image} was passed over: {one.error}", file=sys.stderr)
+    say_problems(f"a box in {one.image}: {problem}" for one in results for problem in one.problems)
+    if args.shard:
+        print(f"shard {args.shard} is done; a last run without --shard writes {out}", file=sys.stderr)
+    elif not args.quiet:
+        print(_summary(results, labels, out))
+    return 1 if results and len(failed) == len(results) else 0
 
 
 def _summary(results: list[Transferred], labels: Labels, out: Path) -> str:
