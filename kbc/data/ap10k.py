@@ -70,7 +70,7 @@ def open_ap10k(
         except DataError as error:
             problems.add(f"PairAnnotation/{folder.name}/{path.name}", error, 1)
     reader.zeros.report("ImageAnnotation", problems)
-    if not records and not list(problems):
+    if not records and not problems:
         raise DataError(f"{folder}: it holds no pair")
     return Dataset(f"AP-10K {benchmark} {split}", records, problems, cache_bytes=cache_bytes)
 

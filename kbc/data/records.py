@@ -113,6 +113,9 @@ class Problems:
         held = self._found.get(key, Problem(where, str(what)))
         self._found[key] = replace(held, pairs=held.pairs + pairs)
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def __iter__(self) -> Iterator[Problem]:
         return iter(self._found.values())
 

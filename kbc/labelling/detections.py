@@ -83,8 +83,8 @@ def read_detections(
         for image, box in next(iter(others.values())):
             found[image].append(Detection(box))
     if not any(found.values()):
-        for problem in problems:
-            raise DataError(f"{path}: {problem}")
+        if problems:
+            raise DataError(f"{path}: {next(iter(problems))}")
         expected, received = "boxes in the pictures given, of their labels' categories", f"none of them in {path}"
         hint = f"its boxes are in others, such as {elsewhere!r}" if elsewhere else ""
         if others:

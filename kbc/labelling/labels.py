@@ -158,8 +158,8 @@ def read_labels(path: Path, root: Path | None = None) -> Labels:
         exemplars += exemplar
     reader.zeros.report("annotations", problems)
     if not exemplars:
-        for problem in problems:
-            raise DataError(f"{path}: {problem}")
+        if problems:
+            raise DataError(f"{path}: {next(iter(problems))}")
         hint = "an annotation needs `keypoints` x, y, v with v = 2 where the point is visible"
         if any(one.labelled is False for one in data.annotations):
             hint = "what kbc transfer found itself is no label; `kbc ui --labels` puts it right"
