@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kbc.data.records import BoxKind
 from kbc.files import absolute
 from kbc.geometry import Box, defined
 from kbc.labelling.labels import Category, Exemplar, LabelledObject, Labels
@@ -127,8 +128,8 @@ def triples(keypoints: Iterable[float | None]) -> npt.NDArray[np.float64]:
     return np.nan_to_num(np.array(list(keypoints), dtype=np.float64), posinf=0.0, neginf=0.0).reshape(-1, 3)
 
 
-def boxed(box: Box, kind: str) -> dict[str, Any]:
-    """A box as an annotation holds it; `kind` is "annotated" or "keypoint-extent"."""
+def boxed(box: Box, kind: BoxKind) -> dict[str, Any]:
+    """A box as an annotation holds it."""
     numbers = [round(value, DIGITS) for value in (box.x0, box.y0, box.width, box.height)]
     return {"bbox": numbers, "bbox_kind": kind, "area": round(box.area, DIGITS), "iscrowd": 0}
 
