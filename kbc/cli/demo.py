@@ -18,6 +18,7 @@ from kbc.data.scenes.render import ScenePair, categories, scene_pair
 from kbc.errors import InputError, KBCError, MissingDependencyError, counted, must_be
 from kbc.evaluation.pck import PCK, PCKResult, Protocol, correct
 from kbc.files import output_file, output_folder, write_json
+from kbc.geometry import Points
 from kbc.images import image_hw
 from kbc.progress import progress_bar
 from kbc.types import Match, MatchResult
@@ -145,18 +146,12 @@ def contestants(name: str, options: dict[str, Any]) -> list[tuple[str, dict[str,
         return [(name, options)]
     if options:
         raise InputError(must_be("--option", "given together with --matcher", sorted(options)))
-    from kbc.matchers.registry import available_matchers
-
-    bundled = [("kbcnet", options)] if "kbcnet" in available_matchers() and _is_bundled() else []
+    bundled = [("kbcnet", options)] if _is_bundled() else []
     return [("hog", options), *bundled]
 
 
 def play(
-    name: str,
-    scenes: Sequence[ScenePair],
-    options: dict[str, Any],
-    config: KBCConfig,
-    progress: bool = False,
+    name: str, scenes: Sequence[ScenePair], options: dict[str, Any], config: KBCConfig, progress: bool = False
 ) -> Outcome:
     """One matcher on all scenes, wrapped by KBC; its coarse answers are the matcher without KBC."""
     from kbc import load_matcher, wrap
@@ -169,13 +164,16 @@ def play(
             results += wrapped.match([scene.pair])
             show(done, len(scenes), name)
     seconds = time.perf_counter() - start
-    metrics = PCK(PROTOCOL), PCK(PROTOCOL)
-    for scene, result in zip(scenes, results, strict=True):
-        for metric, points in zip(metrics, (result.coarse, result.keypoints), strict=True):
-            metric.update(
-                points, scene.target_keypoints, image_hw(scene.target.image), scene.target_box, scene.category
-            )
-    return Outcome(name, tuple(results), metrics[0].compute(), metrics[1].compute(), seconds)
+    without, with_kbc = _pck(scenes, [one.coarse for one in results]), _pck(scenes, [one.keypoints for one in results])
+    return Outcome(name, tuple(results), without, with_kbc, seconds)
+
+
+def _pck(scenes: Sequence[ScenePair], answers: Sequence[Points]) -> PCKResult:
+    metric = PCK(PROTOCOL)
+    for scene, points in zip(scenes, answers, strict=True):
+        size_hw = image_hw(scene.target.image)
+        metric.update(points, scene.target_keypoints, size_hw, scene.target_box, scene.category)
+    return metric.compute()
 
 
 def table(outcomes: Sequence[Outcome], pairs: int, config: KBCConfig) -> str:
