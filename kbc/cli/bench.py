@@ -304,14 +304,13 @@ def environment() -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc bench`."""
+    add = parser.add_argument
     what = ("conv4d", "pipeline")
-    parser.add_argument("what", nargs="?", choices=what, default="conv4d", help="what to time (default: conv4d)")
-    parser.add_argument("--quick", action="store_true", help="as little as possible, to see that it runs; no result")
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the rows as JSON there; - prints them instead of the table"
-    )
-    parser.add_argument("--peak", choices=("reference", "torch"), help=argparse.SUPPRESS)
-    parser.add_argument("--side", type=int, default=30, help=argparse.SUPPRESS)
+    add("what", nargs="?", choices=what, default="conv4d", help="what to time (default: conv4d)")
+    add("--quick", action="store_true", help="as little as possible, to see that it runs; no result")
+    add("--json", metavar="FILE", help="write the rows as JSON there; - prints them instead of the table")
+    add("--peak", choices=("reference", "torch"), help=argparse.SUPPRESS)
+    add("--side", type=int, default=30, help=argparse.SUPPRESS)
     bench_pipeline.configure(parser)
 
 

@@ -274,18 +274,16 @@ def table(costs: Sequence[Cost]) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of `kbc bench pipeline`."""
-    group = parser.add_argument_group("pipeline")
-    group.add_argument(
-        "--inputs", default=INPUTS, metavar="SIZE/STRIDE/CHANNELS,…", help=f"of the patch encoder (default {INPUTS})"
-    )
-    group.add_argument("--points", metavar="N,…", help="points a pair (default: the scenes' own, 8 to 14)")
-    group.add_argument("--batch", default="1", metavar="B,…", help="pairs a call (default 1)")
-    group.add_argument("--variants", default=",".join(VARIANTS), metavar="NAME,…", help="default: all five")
-    group.add_argument("--matcher", metavar="NAME", help="instead of the patch encoder, see `kbc matchers`")
-    group.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of that matcher")
-    group.add_argument("--device", default="cpu", help="where the patch encoder or the matcher runs (default cpu)")
-    group.add_argument("--pairs", type=int, default=6, help="drawn pairs, rounded up to whole batches (default 6)")
-    group.add_argument("--rounds", type=int, default=5, help="turns that count (default 5)")
+    add = parser.add_argument_group("pipeline").add_argument
+    add("--inputs", default=INPUTS, metavar="SIZE/STRIDE/CHANNELS,…", help=f"of the patch encoder (default {INPUTS})")
+    add("--points", metavar="N,…", help="points a pair (default: the scenes' own, 8 to 14)")
+    add("--batch", default="1", metavar="B,…", help="pairs a call (default 1)")
+    add("--variants", default=",".join(VARIANTS), metavar="NAME,…", help="default: all five")
+    add("--matcher", metavar="NAME", help="instead of the patch encoder, see `kbc matchers`")
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help="of that matcher")
+    add("--device", default="cpu", help="where the patch encoder or the matcher runs (default cpu)")
+    add("--pairs", type=int, default=6, help="drawn pairs, rounded up to whole batches (default 6)")
+    add("--rounds", type=int, default=5, help="turns that count (default 5)")
 
 
 def measure(args: argparse.Namespace) -> list[Cost]:

@@ -57,20 +57,21 @@ class Outcome:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc demo`."""
-    parser.add_argument("--pairs", type=int, default=8, metavar="N", help="how many pairs (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="the first pair's seed (default: 0)")
-    parser.add_argument("--variation", type=float, default=VARIATION, metavar="SHARE",
-                        help="how unlike the two figures of a pair are, 0 … 1; from 0.5 on, weightless matchers are "
-                        f"lost and figures face either way (default: {VARIATION})")  # fmt: skip
-    parser.add_argument("--matcher", default=AUTO, type=matcher_reference, metavar="NAME",
-                        help="see `kbc matchers`, or package.module:function; by default every bundled one that needs "
-                        "no download")  # fmt: skip
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the matcher")
+    add = parser.add_argument
+    add("--pairs", type=int, default=8, metavar="N", help="how many pairs (default: 8)")
+    add("--seed", type=int, default=0, help="the first pair's seed (default: 0)")
+    add("--variation", type=float, default=VARIATION, metavar="SHARE",
+        help="how unlike the two figures of a pair are, 0 … 1; from 0.5 on, weightless matchers are lost and figures "
+        f"face either way (default: {VARIATION})")  # fmt: skip
+    add("--matcher", default=AUTO, type=matcher_reference, metavar="NAME",
+        help="see `kbc matchers`, or package.module:function; by default every bundled one that needs no download",
+    )  # fmt: skip
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the matcher")
     add_kbc_options(parser)
-    parser.add_argument("--out", default=".", metavar="FOLDER", help="where demo.png and demo.json go (default: here)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures here too; - for standard output")
-    parser.add_argument("--no-plot", action="store_true", help="leave demo.png out (it needs matplotlib)")
-    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    add("--out", default=".", metavar="FOLDER", help="where demo.png and demo.json go (default: here)")
+    add("--json", metavar="FILE", help="write the figures here too; - for standard output")
+    add("--no-plot", action="store_true", help="leave demo.png out (it needs matplotlib)")
+    add("--quiet", action="store_true", help="no progress on standard error")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -33,54 +33,47 @@ _SHRINKS = (1.0, 2.0, 3.0, 5.0)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc eval`."""
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", choices=list(KINDS), help="kind of data set")
-    data.add_argument("--root", help="its folder, in the official layout")
-    data.add_argument("--data-option", action="append", default=[], metavar="KEY=VALUE", help="e.g. split=val")
-    data.add_argument(
-        "--suite", metavar="DIR", help="every folder below DIR with an annotations.json, PF-WILLOW shrunk"
-    )
-    data.add_argument("--shrink", default=None, help="paste photos into f times larger ones: f, or several as 1,2,3")
-    data.add_argument("--seed", type=int, help="of the shrinking (default 0)")
-    data.add_argument(
-        "--limit", type=int, help=f"pairs per set, evenly spread (default: {SUITE_LIMIT} for a suite, all)"
-    )
-    data.add_argument(
-        "--strict", action="store_true", help="stop before the first match if anything in the data is wrong"
-    )
-    run = parser.add_argument_group("matchers")
-    run.add_argument(
+    add = parser.add_argument_group("data").add_argument
+    add("--data", choices=list(KINDS), help="kind of data set")
+    add("--root", help="its folder, in the official layout")
+    add("--data-option", action="append", default=[], metavar="KEY=VALUE", help="e.g. split=val")
+    add("--suite", metavar="DIR", help="every folder below DIR with an annotations.json, PF-WILLOW shrunk")
+    add("--shrink", default=None, help="paste photos into f times larger ones: f, or several as 1,2,3")
+    add("--seed", type=int, help="of the shrinking (default 0)")
+    add("--limit", type=int, help=f"pairs per set, evenly spread (default: {SUITE_LIMIT} for a suite, all)")
+    add("--strict", action="store_true", help="stop before the first match if anything in the data is wrong")
+
+    add = parser.add_argument_group("matchers").add_argument
+    add(
         "--matcher",
         action="append",
         type=matcher_reference,
         metavar="NAME",
         help="may be given several times (default hog)",
     )
-    run.add_argument("--option", action="append", default=[], metavar="[NAME.]KEY=VALUE", help="option of the matchers")
-    run.add_argument("--size", help="input size in px, or several: KBC runs at the first, the bare matcher at each")
-    run.add_argument("--kbc", choices=("both", "on", "off"), default="both")
-    run.add_argument("--localizer", default=LOCALIZERS, help=f"several with commas (default {LOCALIZERS})")
-    run.add_argument("--budget", choices=("fast", "balanced", "thorough"))
-    run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a field of kbc.KBCConfig"
-    )
-    how = parser.add_argument_group("protocol")
-    how.add_argument("--alpha", default="0.05,0.1,0.15", help="tolerances (default 0.05,0.1,0.15)")
-    how.add_argument("--threshold", choices=("auto", "bbox", "bbox-kp", "img", "bbox-kp-padded"), default="auto")
-    how.add_argument("--frame", default="original", help="original (default), or HxW for the stretched frame")
-    how.add_argument("--exclusive", action="store_true", help="< instead of <=")
-    how.add_argument(
+    add("--option", action="append", default=[], metavar="[NAME.]KEY=VALUE", help="option of the matchers")
+    add("--size", help="input size in px, or several: KBC runs at the first, the bare matcher at each")
+    add("--kbc", choices=("both", "on", "off"), default="both")
+    add("--localizer", default=LOCALIZERS, help=f"several with commas (default {LOCALIZERS})")
+    add("--budget", choices=("fast", "balanced", "thorough"))
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="a field of kbc.KBCConfig")
+
+    add = parser.add_argument_group("protocol").add_argument
+    add("--alpha", default="0.05,0.1,0.15", help="tolerances (default 0.05,0.1,0.15)")
+    add("--threshold", choices=("auto", "bbox", "bbox-kp", "img", "bbox-kp-padded"), default="auto")
+    add("--frame", default="original", help="original (default), or HxW for the stretched frame")
+    add("--exclusive", action="store_true", help="< instead of <=")
+    add(
         "--instance", choices=("own", "any"), default="own",
         help="any: a point may lie on any object of the kind in the target picture; by default a further column",
     )  # fmt: skip
-    out = parser.add_argument_group("output")
-    out.add_argument("--out", default="runs/eval", help="folder; a run in it is taken up again (default runs/eval)")
-    out.add_argument("--jobs", type=int, default=1, help="processes on this machine (default 1)")
-    out.add_argument("--shard", help="i/n: only this part, without a report; a last run without --shard makes it")
-    out.add_argument(
-        "--figures", choices=("all", "charts", "none"), default="all", help="charts: without pictures of the data"
-    )
-    out.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--out", default="runs/eval", help="folder; a run in it is taken up again (default runs/eval)")
+    add("--jobs", type=int, default=1, help="processes on this machine (default 1)")
+    add("--shard", help="i/n: only this part, without a report; a last run without --shard makes it")
+    add("--figures", choices=("all", "charts", "none"), default="all", help="charts: without pictures of the data")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -48,23 +48,22 @@ NEXT: dict[Origin, str] = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc match`."""
-    parser.add_argument("source", help="photograph with known points")
-    parser.add_argument("target", help="photograph in which they are looked for")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", help="photograph with known points")
+    add("target", help="photograph in which they are looked for")
+    add(
         "--points",
         required=True,
         help='"x,y x,y …" in the source\'s pixels, or a .json or .csv file of them: see below',
     )
     add_matcher_options(parser)
     add_kbc_options(parser)
-    parser.add_argument("--source-box", metavar="X0,Y0,X1,Y1", help="where the object is in the source, pixel edges")
-    parser.add_argument("--target-box", metavar="X0,Y0,X1,Y1", help="where it is in the target, when you know it")
-    parser.add_argument("--no-kbc", action="store_true", help="the matcher alone, on the whole photographs")
-    parser.add_argument(
-        "--min-confidence", type=float, metavar="P", help="leave out points that are less sure (0 to 1; default: none)"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - for standard output")
-    parser.add_argument("--plot", metavar="FILE", help='draw the match (needs pip install "kbc[viz]")')
+    add("--source-box", metavar="X0,Y0,X1,Y1", help="where the object is in the source, pixel edges")
+    add("--target-box", metavar="X0,Y0,X1,Y1", help="where it is in the target, when you know it")
+    add("--no-kbc", action="store_true", help="the matcher alone, on the whole photographs")
+    add("--min-confidence", type=float, metavar="P", help="leave out points that are less sure (0 to 1; default: none)")
+    add("--json", metavar="FILE", help="write the result as JSON; - for standard output")
+    add("--plot", metavar="FILE", help='draw the match (needs pip install "kbc[viz]")')
     parser.epilog = (
         f"{POINTS_HELP}\n\norigin, in the table and in the JSON, says where an answer comes from:\n"
         + explained(list(MEANING), indent=2)

@@ -19,10 +19,9 @@ HELP = "List the matchers, what each needs, and its options (`--option KEY=VALUE
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc matchers`."""
-    parser.add_argument(
-        "name", nargs="*", type=matcher_reference, metavar="NAME", help="only these, with what each option means"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the list as JSON; - for standard output")
+    add = parser.add_argument
+    add("name", nargs="*", type=matcher_reference, metavar="NAME", help="only these, with what each option means")
+    add("--json", metavar="FILE", help="write the list as JSON; - for standard output")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,24 +13,25 @@ HELP = "Train KBCNet from a recipe; a run that was interrupted goes on where its
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc train`."""
-    parser.add_argument("model", choices=("kbcnet",), help="what to train")
-    parser.add_argument("--config", default="kbcnet-tiny", help="a recipe's JSON file, or kbcnet-tiny, kbcnet-resnet18")
-    parser.add_argument("--out", help="folder for checkpoints and logs (default runs/<name of the recipe>)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", choices=("kbcnet",), help="what to train")
+    add("--config", default="kbcnet-tiny", help="a recipe's JSON file, or kbcnet-tiny, kbcnet-resnet18")
+    add("--out", help="folder for checkpoints and logs (default runs/<name of the recipe>)")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="change a field of the recipe, e.g. model.csfa=false; may be repeated",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1; under torchrun: cuda or cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads of the training process (default: torch's own choice)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw training pairs (default 1)")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
-    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files")
-    parser.add_argument("--cache", help="folder that keeps a frozen backbone's features for further runs")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add("--device", default="cpu", help="cpu (default), cuda, cuda:1; under torchrun: cuda or cpu")
+    add("--threads", type=int, help="CPU threads of the training process (default: torch's own choice)")
+    add("--workers", type=int, default=1, help="processes that draw training pairs (default 1)")
+    add("--amp", action="store_true", help="bfloat16 autocast")
+    add("--compile", action="store_true", help="run the network through torch.compile")
+    add("--tensorboard", action="store_true", help="also write TensorBoard's files")
+    add("--cache", help="folder that keeps a frozen backbone's features for further runs")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -42,42 +42,39 @@ SUFFIXES = {"coco": ".json", "csv": ".csv", "slp": ".slp", "labelstudio": ".json
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc transfer`."""
-    parser.add_argument("labels", metavar="LABELS", help="COCO keypoints JSON, or a picture with --points")
-    parser.add_argument(
+    add = parser.add_argument
+    add("labels", metavar="LABELS", help="COCO keypoints JSON, or a picture with --points")
+    add(
         "images", metavar="IMAGES", nargs="*",
         help="files, folders, globs or .txt lists of pictures; without any, those that the COCO file names",
     )  # fmt: skip
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help="what to write: .json (COCO), .csv or .slp (SLEAP)"
-    )
-    parser.add_argument(
+    add("--out", required=True, metavar="FILE", help="what to write: .json (COCO), .csv or .slp (SLEAP)")
+    add(
         "--format",
         choices=sorted(SUFFIXES),
         help="default: by the suffix. CVAT reads coco; dlc is DeepLabCut's CollectedData_kbc.csv",
     )
-    parser.add_argument("--review", metavar="FILE", help="a page to look at: .html, the most doubtful objects first")
-    labels = parser.add_argument_group("labels")
-    labels.add_argument("--points", help="the points of LABELS, where it is a picture: see below")
-    labels.add_argument("--source-box", metavar="X0,Y0,X1,Y1", help="where their object is, pixel edges")
-    labels.add_argument(
+    add("--review", metavar="FILE", help="a page to look at: .html, the most doubtful objects first")
+
+    add = parser.add_argument_group("labels").add_argument
+    add("--points", help="the points of LABELS, where it is a picture: see below")
+    add("--source-box", metavar="X0,Y0,X1,Y1", help="where their object is, pixel edges")
+    add(
         "--root",
         metavar="DIR",
         help="folder that the COCO file's file names start from; default what it names, or its own",
     )
-    how = parser.add_argument_group("how")
-    how.add_argument("--boxes", metavar="FILE", help="a detector's boxes, COCO JSON: one set of points for each")
-    how.add_argument("--instances", type=int, default=1, help="objects of a category in a picture at most (default 1)")
-    how.add_argument(
+
+    add = parser.add_argument_group("how").add_argument
+    add("--boxes", metavar="FILE", help="a detector's boxes, COCO JSON: one set of points for each")
+    add("--instances", type=int, default=1, help="objects of a category in a picture at most (default 1)")
+    add(
         "--exemplars", type=int, default=ASK, metavar="N",
         help=f"labelled objects that are asked about a picture, the likest first (default {ASK})",
     )  # fmt: skip
-    how.add_argument(
-        "--min-confidence", type=float, default=0.0, metavar="P", help="leave out less sure points (default 0: none)"
-    )
-    how.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="processes at work, each with a matcher of its own"
-    )
-    how.add_argument("--shard", help="i/n: only this part, no output; a last run without --shard writes it")
+    add("--min-confidence", type=float, default=0.0, metavar="P", help="leave out less sure points (default 0: none)")
+    add("--jobs", type=int, default=1, metavar="N", help="processes at work, each with a matcher of its own")
+    add("--shard", help="i/n: only this part, no output; a last run without --shard writes it")
     add_matcher_options(parser)
     add_kbc_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary")

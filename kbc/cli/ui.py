@@ -80,12 +80,13 @@ class View:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kbc ui`."""
+    add = parser.add_argument
     add_matcher_options(parser, None)
-    parser.add_argument("--labels", metavar="FILE", help="COCO keypoints to put right; saved to the same file")
-    parser.add_argument("--root", metavar="DIR", help="folder that the file names of --labels start from")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=None, help="port (default: the first free one from 7860)")
-    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    add("--labels", metavar="FILE", help="COCO keypoints to put right; saved to the same file")
+    add("--root", metavar="DIR", help="folder that the file names of --labels start from")
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    add("--port", type=int, default=None, help="port (default: the first free one from 7860)")
+    add("--no-browser", action="store_true", help="do not open a browser")
 
 
 def run(args: argparse.Namespace) -> int:
