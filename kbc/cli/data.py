@@ -71,18 +71,14 @@ def run(args: argparse.Namespace) -> int:
     wrong = 0
     for dataset in _parts(kind, folder, key_values(args.data_option, "--data-option")):
         problems = dataset.check()
-        usable = len(dataset) - _unreadable(dataset, problems)
-        lost = sum(problem.pairs for problem in dataset.problems) + len(dataset) - usable
-        images = counted(len(dataset.images()), "image")
-        print(f"{dataset.name}: {counted(usable, 'usable pair')} of {images}, {counted(lost, 'pair')} left out")
+        images, unreadable = len(dataset.images()), _unreadable(dataset, problems)
+        usable = counted(len(dataset) - unreadable, "usable pair")
+        lost = counted(sum(problem.pairs for problem in dataset.problems) + unreadable, "pair")
+        print(f"{dataset.name}: {usable} of {counted(images, 'image')}, {lost} left out")
         for problem in problems:
             print(f"  {problem}")
-        for note in [
-            *dataset.notes,
-            *turned_note(dataset.turned(), len(dataset.images())),
-            *_warned(dataset, problems),
-            *_per_cent(dataset),
-        ]:
+        found = [*turned_note(dataset.turned(), images), *_warned(dataset, problems), *_per_cent(dataset)]
+        for note in [*dataset.notes, *found]:
             print(f"  note: {note}")
         wrong += len(problems)
     print(counted(wrong) if wrong else "nothing wrong")

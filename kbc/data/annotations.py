@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -130,19 +129,16 @@ def box_xywh(values: Sequence[float], field: str = "bbox") -> Box:
     return box_xyxy((x, y, x + width, y + height), field)
 
 
-def sized(sizes: Mapping[Path, tuple[int, int]]) -> Callable[[Path], Image]:
+def load_sized(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> Image:
     """`load_image` that refuses a file of another size than its annotation names: its points are another picture's.
 
     One that was resized since, say, or one that is turned upright as it is opened (EXIF) and was annotated as it lies
     in the file.
 
     Args:
+        path: the file.
         sizes: path → (height, width) in pixels, as annotated; a path that is not there may have any size.
     """
-    return partial(_open_sized, sizes)
-
-
-def _open_sized(sizes: Mapping[Path, tuple[int, int]], path: Path) -> Image:
     image = load_image(path)
     size_hw = image_hw(image)
     annotated = sizes.get(path, size_hw)
@@ -165,7 +161,7 @@ def head(path: Path) -> bytes:
 
 
 def seen_size(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, int]:
-    """(height, width) of a picture as it is opened, refused as by `sized`; decoded where its header does not settle it.
+    """(height, width) of a picture as opened, refused as by `load_sized`; decoded where the header leaves it open.
 
     Raises:
         InputError: it cannot be read, or has another size than its annotation names.
@@ -174,7 +170,7 @@ def seen_size(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> tuple[int, i
     stated = stated_size(content)
     may_be_turned = content[:2] in (b"II", b"MM") or b"exif" in content.lower()
     if stated is None or may_be_turned or sizes.get(path, stated) != stated:
-        return image_hw(_open_sized(sizes, path))
+        return image_hw(load_sized(path, sizes))
     return stated
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from kbc import files
-from kbc.data.annotations import FAR, Record, Zeros, existing, inside, read_json, sized
+from kbc.data.annotations import FAR, Record, Zeros, existing, inside, load_sized, read_json
 from kbc.data.coco_file import CocoAnnotation, CocoFile, box_of, layouts, picture_folder, read_coco
 from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems, refuse_relative
 from kbc.errors import DataError, InputError, must_be
@@ -92,7 +92,8 @@ def open_coco(
     if found:
         said = f"the points of {found:,} of {len(data.annotations):,} objects are those that kbc transfer found"
         notes.append(f"{said}: to measure by them compares kbc with itself; `kbc ui --labels` puts them right")
-    return Dataset(base.resolve().name, records, problems, sized(reader.sizes), cache_bytes, notes)
+    open_image = partial(load_sized, sizes=reader.sizes)
+    return Dataset(base.resolve().name, records, problems, open_image, cache_bytes, notes)
 
 
 def _one_layout(base: Path) -> str:
@@ -264,10 +265,7 @@ class CocoReader:
             target_box=target_box,
             bbox_kind=kind,
             category=first if first == second else f"{first}→{second}",
-            fields={
-                "source_instances": self.instances[a.image_id],
-                "target_instances": self.instances[b.image_id],
-            },
+            fields={"source_instances": self.instances[a.image_id], "target_instances": self.instances[b.image_id]},
             others=tuple(o for o in others if len(o) == len(points) and not np.isnan(o).all()),
         )
 
