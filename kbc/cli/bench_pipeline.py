@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -140,30 +141,11 @@ class _Clock:
         """The stages' functions and the matcher's network are timed inside the block."""
         network = "encode" if hasattr(matcher, "encode") else "match"
         with ExitStack() as stack:
-            stack.enter_context(self._replaced(matcher, network, ENCODING))
+            stack.enter_context(patch.object(matcher, network, self.timed(ENCODING, getattr(matcher, network))))
             for name, paths in STAGES.items():
                 for path in paths:
-                    where, _, attribute = path.rpartition(".")
-                    stack.enter_context(self._replaced(_object(where), attribute, name))
+                    stack.enter_context(patch(path, self.timed(name, resolve_name(path))))
             yield
-
-    @contextmanager
-    def _replaced(self, owner: Any, attribute: str, name: str) -> Iterator[None]:
-        before = vars(owner).get(attribute)
-        setattr(owner, attribute, self.timed(name, getattr(owner, attribute)))
-        try:
-            yield
-        finally:
-            if before is None:
-                delattr(owner, attribute)  # it was the class's, or a base's
-            else:
-                setattr(owner, attribute, before)
-
-
-def _object(path: str) -> Any:
-    """A module, or a class in one, by its dotted name."""
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name) if name[:1].isupper() else import_module(path)
 
 
 def bench_pipeline(
