@@ -73,21 +73,21 @@ def inside(root: Path, name: str, argument: str = "file name") -> Path:
     Raises:
         DataError: an address, an absolute name elsewhere, or one that climbs out.
     """
-    if "://" in name:
-        hint = "download the pictures and name the files"
-        raise DataError(must_be(argument, f"a path below {str(root)!r}", f"the address {name!r}", hint))
     clean = posixpath.normpath(name.replace("\\", "/"))
     for whole in (root.absolute(), root.resolve()):
         clean = clean.removeprefix(f"{whole.as_posix()}/")
     pure = PurePosixPath(clean)
-    if not name or "\0" in name:
-        raise DataError(must_be(argument, f"a path below {str(root)!r}", repr(name)))
-    if pure.is_absolute() or (pure.parts and ":" in pure.parts[0][1:2]):
-        hint = "names start from the root"
-        raise DataError(must_be(argument, f"a path below {str(root)!r}", f"the absolute {name!r}", hint))
-    if pure.parts[:1] == ("..",):
-        raise DataError(must_be(argument, f"a path below {str(root)!r}", repr(name), "it would climb out of the root"))
-    return root / pure
+    if "://" in name:
+        received, hint = f"the address {name!r}", "download the pictures and name the files"
+    elif not name or "\0" in name:
+        received, hint = repr(name), ""
+    elif pure.is_absolute() or (pure.parts and ":" in pure.parts[0][1:2]):
+        received, hint = f"the absolute {name!r}", "names start from the root"
+    elif pure.parts[:1] == ("..",):
+        received, hint = repr(name), "it would climb out of the root"
+    else:
+        return root / pure
+    raise DataError(must_be(argument, f"a path below {str(root)!r}", received, hint))
 
 
 def existing(path: Path) -> Path:

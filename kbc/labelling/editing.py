@@ -310,7 +310,7 @@ class LabelFile:
             self._replace({number: new for number, new in found.items() if number not in done})
             now = {"labels": self.path.name, "exemplars": named(labeller.exemplars)}
             self.document["info"] = {**self._info, "kbc": {**self._made, **(made_by or {}), **now}}
-            self._opened = copy.deepcopy(self._annotations)
+            self._opened = copy.deepcopy(self._annotations)  # what `undo` goes back to from now on
         kept = f"{counted(len(failed), 'picture')} of {len(asked)} kept as before, for instance"
         return f"{kept} {failed[0]}" if failed else ""
 
