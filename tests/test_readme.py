@@ -72,12 +72,12 @@ ROWS = {
     "(the true window, the matcher's own points)": "true window, matcher's own points",
 }
 SETS = {
-    "wheels": "treadscan (24)",
-    "mice": "dlc-openfield (24)",
-    "cows and sheep": "livestock-small (24)",
-    "PF-WILLOW shrunk 3×": "pf-willow f=3 (48)",
-    "shrunk 5×": "pf-willow f=5 (48)",
-    "not shrunk": "pf-willow f=1 (48)",
+    "wheels": "treadscan (100)",
+    "mice": "dlc-openfield (100)",
+    "cows and sheep": "livestock-small (100)",
+    "PF-WILLOW shrunk 3×": "pf-willow f=3 (200)",
+    "shrunk 5×": "pf-willow f=5 (200)",
+    "not shrunk": "pf-willow f=1 (200)",
     "pairs made worse": "worse by > 10 points",
 }
 
@@ -104,7 +104,7 @@ def test_the_table_s_figures_are_the_measured_ones() -> None:
 
 def test_how_kbc_works_repeats_the_measured_figures() -> None:
     measured = tables((ROOT / "examples" / "results" / "localisation.md").read_text(encoding="utf-8"))
-    before, after = (measured[row, "pf-willow f=1 (48)"] for row in ("no KBC", "no KBC, 512 px (cost 4)"))
+    before, after = (measured[row, "pf-willow f=1 (200)"] for row in ("no KBC", "no KBC, 512 px (cost 4)"))
     assert f"PF-WILLOW as it is ({before} to {after})" in (ROOT / "docs" / "how_it_works.md").read_text(
         encoding="utf-8"
     )
