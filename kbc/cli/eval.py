@@ -197,7 +197,7 @@ def _runs(args: argparse.Namespace) -> list[Run]:
             raise InputError(must_be("--option", expected, repr(f"{name}.{key}")))
     runs = []
     for matcher in matchers:
-        options = {key: value for name, key, value in asked if name in ("", matcher)}
+        options = {key: value for whose in ("", matcher) for name, key, value in asked if name == whose}  # own ones last
         if args.kbc != "on":
             runs += [Run(matcher, OFF, size, options) for size in sizes]
         if args.kbc != "off":
@@ -269,6 +269,8 @@ def _overview(report: Report) -> str:
 
 def _short(dataset: DatasetReport) -> str:
     """The essence of a report on one data set, for the terminal."""
+    from kbc.evaluation.markdown import chance
+
     width = max(map(len, dataset.runs))
     lines = [
         fitted(f"{dataset.name}: {dataset.protocol}", 0, 2),
@@ -277,7 +279,8 @@ def _short(dataset: DatasetReport) -> str:
     for name, numbers in dataset.runs.items():
         gain = " " * 22
         if (compared := numbers.comparison) and compared.gain is not None:
-            gain = f"  gain {100 * compared.gain:+5.1f} (p {compared.p:.3f})"
+            p = chance(compared.p).replace(" ", "")  # as wide as the others
+            gain = f"  gain {100 * compared.gain:+5.1f} (p{p:>6})"
         lines.append(f"  {name:<{width}}  {_share(dataset, name)}{gain}{_price(numbers)}")
     return "\n".join(lines)
 

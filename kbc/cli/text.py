@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kbc.errors import InputError, counted, must_be, nearest
 
@@ -52,8 +52,27 @@ def turned_note(found: Sequence[Path], images: int) -> list[str]:
     ]
 
 
+class _Once(argparse.Action):
+    """An option with one value: given twice it is refused, where argparse would take the last in silence."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given = namespace.__dict__.setdefault("given", set())
+        if option is not None and self.dest in given:
+            received = f"{getattr(namespace, self.dest)!r} and {values!r}"
+            parser.error(must_be(option, "given once", received, "several values, where it takes them, go with commas"))
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that complains as the rest of kbc does: what it must be, what was received, what to do."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found as an `InputError`."""

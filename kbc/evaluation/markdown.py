@@ -161,7 +161,7 @@ def _scores(dataset: DatasetReport, runs: Sequence[RunInfo]) -> list[str]:
         cells += [_percent((n.any_instance or n.per_image)[head])] * several
         cells += [_percent(n.per_point[head]), _percent(n.per_category[head])]
         if c := n.comparison:
-            cells += [f"{_signed(c.gain)} ({_range(c.interval, signed=True)})", _chance(c.p)]
+            cells += [f"{_signed(c.gain)} ({_range(c.interval, signed=True)})", chance(c.p)]
             cells += map(_percent, (c.better, c.worse, c.much_worse, c.loss))
         else:
             cells += [""] * 6
@@ -203,7 +203,8 @@ def _range(interval: Interval, signed: bool = False) -> str:
     return f"{show(interval[0])} to {show(interval[1])}"
 
 
-def _chance(p: float) -> str:
+def chance(p: float) -> str:
+    """A p-value as it is printed: never as nothing."""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 

@@ -205,8 +205,9 @@ def test_a_chance_too_small_to_print_is_not_printed_as_none(root: Path) -> None:
         for i in range(30)
         for run, good in (("m off", False), ("m best", True))
     ]
-    text = render(build(made, datasets, pairs, {datasets[0].name: PROTOCOL}, "kbc eval"))
-    assert "| < 0.001 |" in text  # of 2³⁰ patterns one
+    report = build(made, datasets, pairs, {datasets[0].name: PROTOCOL}, "kbc eval")
+    assert "| < 0.001 |" in render(report)  # of 2³⁰ patterns one
+    assert "gain +100.0 (p<0.001)" in command._short(report.datasets[0])
 
 
 # --- the command -------------------------------------------------------------------------------------------------
@@ -235,6 +236,8 @@ def test_options_become_a_plan() -> None:
     assert made.runs[-1].options == {"device": "cpu", "weights": "w.pth"}
     assert made.runs[-1].config == {"margin": 0.4, "budget": "thorough"}
     assert made.baselines()["hog@256 best"] == "hog@256 off"
+    own_first = arguments("--data", "coco", "--option", "hog.size=128", "--option", "size=64")
+    assert command.make_plan(own_first).runs[0].options == {"size": 128}  # whatever the order
     assert [run.mode for run in command.make_plan(arguments("--data", "coco", "--kbc", "off")).runs] == ["off"]
 
 
