@@ -104,8 +104,9 @@ class KBCMatcher:
             InputError: something in `pairs` is not a `Pair`, or has no keypoints.
             MatcherError: the coarse pass failed. A failed fine pass keeps the coarse answer and leaves a note.
         """
-        if isinstance(pairs, Pair):
-            raise InputError(must_be("pairs", "a sequence of kbc.Pair", "one Pair", "write match([pair])[0]"))
+        if isinstance(pairs, Pair) or not isinstance(pairs, Iterable):
+            hint = "write match([pair])[0] for one"
+            raise InputError(must_be("pairs", "a sequence of kbc.Pair", f"one {type(pairs).__name__}", hint))
         pairs = list(pairs)
         for pair in pairs:
             if not isinstance(pair, Pair):
@@ -428,9 +429,15 @@ def _doubts(pair: Pair, answers: Points) -> list[str]:
     box = pair.source_box
     if box is not None and defined(pair.keypoints).any() and not box.contains(pair.keypoints).any():
         found.append("`source_box` holds none of the keypoints: is it x0, y0, x1, y1, of the object that they are on?")
-    moved = np.abs(answers - pair.keypoints)[defined(pair.keypoints)]
-    if len(moved) > 1 and (moved < 1e-3).all() and fingerprint(pair.source) != fingerprint(pair.target):
+    asked, answered = (points[defined(pair.keypoints) & defined(answers)] for points in (pair.keypoints, answers))
+    ratio = np.divide(image_hw(pair.target), image_hw(pair.source))[::-1]
+    stays = any((np.abs(answered - kept) < 1e-3).all() for kept in (asked, asked * ratio, (asked + 0.5) * ratio - 0.5))
+    if len(answered) > 1 and stays and fingerprint(pair.source) != fingerprint(pair.target):
         found.append("every answer lies exactly where its keypoint does: does the matcher look at the target?")
+    elif len(answered) > 1 and np.ptp(answered, axis=0).max() < 1e-3 < np.ptp(asked, axis=0).max():
+        found.append("all answers are one and the same point: the matcher does not tell the keypoints apart")
+    elif len(answered) and not Box.whole(image_hw(pair.target)).contains(answered).any():
+        found.append("all answers lie outside the target: are they x, y, in its pixels?")
     if looks_per_cent(pair.keypoints, image_hw(pair.source)):
         found.append("all keypoints lie within 100 px of the corner (0, 0): are they per cent? pixels are expected")
     elif looks_per_cent(answers, image_hw(pair.target)):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kbc import layout
 from kbc.confidence import clues, confidence
-from kbc.geometry import Points
+from kbc.geometry import Points, defined
 from kbc.localize import agreed, stacked_answers
 from kbc.probe import Observation, PairState
 from kbc.tuning import Tuning
@@ -142,7 +142,15 @@ def assured(
     """
     heard = [*answer.heard, *refused]
     found = clues(state, answer.points, answer.size, [p.seen for p in heard], [p.points for p in heard], back)
-    return replace(answer, confidence=confidence(found, len(back) > 0, tuning), clues=found)
+    told = not all(_one_place(state, p.seen) for p in heard)
+    return replace(answer, confidence=told * confidence(found, len(back) > 0, tuning), clues=found)
+
+
+def _one_place(state: PairState, seen: Observation) -> bool:
+    """Whether points that lie apart were all given the same place, which tells nothing and agrees with itself."""
+    told = state.usable & defined(seen.own)
+    apart = (np.ptp(points[told], axis=0).max(initial=0.0) for points in (state.points, seen.own))
+    return bool(told.sum() > 1 and next(apart) > next(apart) < 1e-3)
 
 
 def _heard(one: FinePass, best: FinePass, tuning: Tuning) -> bool:

@@ -290,6 +290,12 @@ def test_a_broken_matcher_is_named(function: object, message: str) -> None:
     assert "'mine'" in str(caught.value)
 
 
+def test_what_is_no_sequence_of_pairs_is_refused() -> None:
+    for given, received in ((None, "NoneType"), (oracle_pair(), "Pair")):
+        with pytest.raises(kbc.InputError, match=f"sequence of kbc.Pair, received one {received}"):
+            kbc.wrap(Oracle(WARP)).match(given)  # type: ignore[arg-type]
+
+
 def test_wrong_numbers_of_matches_are_refused() -> None:
     class Short(Oracle):
         def match(self, pairs: Sequence[Pair]) -> list[Match]:

@@ -524,7 +524,10 @@ def test_match_refuses_an_output_before_it_matches(
         (("match", "a", "b", "--points", "1,1", "--budget", "fest"), "`--budget` must be one of fast, balanced, thoro"),
         (("eval", "--alpha", "0.1", "--alpha", "0.2"), "`--alpha` must be given once, received '0.1' and '0.2'; "),
         (("eval", "--jobs", "1", "--jobs", "2"), "`--jobs` must be given once, received 1 and 2; "),
-        (("data", "check", "a", "--kind", "coco", "--kind", "coco"), "`--kind` must be given once, received 'coco' and"),
+        (
+            ("data", "check", "a", "--kind", "coco", "--kind", "coco"),
+            "`--kind` must be given once, received 'coco' and",
+        ),
         (("demo", "--pairs", "x"), "`--pairs` must be a whole number, received 'x'; see `kbc demo --help`"),
         (("demo", "--out", __file__), "`--out` must be a folder that can be written to, received "),
         (("data", "chek"), "`action` must be one of check, sources, received 'chek'; did you mean 'check'?"),

@@ -380,3 +380,24 @@ def test_a_function_that_gives_its_keypoints_back_is_noted() -> None:
 
     assert "every answer lies exactly where its keypoint does" in note(target, lambda s, t, k: k)
     assert note(source, lambda s, t, k: k) == note(target, lambda s, t, k: k + 1) == ""
+    wide = np.full((400, 1280, 3), 9, np.uint8)
+    assert "every answer lies exactly where" in note(wide, lambda s, t, k: k * (2, 1))  # as a flow of nothing does
+
+
+@pytest.mark.parametrize("asked", [[[320, 100], [480, 200], [400, 300], [310, 260]], [[400, 200]]])
+def test_answers_that_are_all_one_point_are_no_agreement(asked: list[list[float]]) -> None:
+    source, target = np.zeros((400, 640, 3), np.uint8), np.full((400, 640, 3), 9, np.uint8)
+    middle = kbc.wrap(lambda s, t, k: np.full(k.shape, 100.0))
+    for box in (None, (50, 50, 150, 150)):
+        found = middle.match([Pair(source, target, asked, target_box=box)])[0]
+        assert found.confidence is not None
+        assert (found.confidence == 0).all()
+        assert ("all answers are one and the same point" in " ".join(found.notes)) == (len(asked) > 1)
+
+
+def test_answers_that_all_lie_outside_the_target_are_noted() -> None:
+    blank = np.zeros((400, 640, 3), np.uint8)
+    asked = np.array([[320.0, 100.0], [480, 200], [400, 300], [310, 260]])
+    for away, noted in ((700, True), (300, False)):  # of the second some lie inside
+        found = kbc.wrap(lambda s, t, k, away=away: k + np.array([away, 0])).match([Pair(blank, blank, asked)])[0]
+        assert ("all answers lie outside the target" in " ".join(found.notes)) == noted
