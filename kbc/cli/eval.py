@@ -197,7 +197,8 @@ def _runs(args: argparse.Namespace) -> list[Run]:
             raise InputError(must_be("--option", expected, repr(f"{name}.{key}")))
     runs = []
     for matcher in matchers:
-        options = {key: value for whose in ("", matcher) for name, key, value in asked if name == whose}  # own ones last
+        # Its own options come last and win, whatever the order they were given in.
+        options = {key: value for whose in ("", matcher) for name, key, value in asked if name == whose}
         if args.kbc != "on":
             runs += [Run(matcher, OFF, size, options) for size in sizes]
         if args.kbc != "off":
