@@ -12,7 +12,7 @@ import numpy as np
 from kbc.config import KBCConfig, KBCOptions, make_config
 from kbc.cropping import is_small, window_around
 from kbc.errors import InputError, counted, must_be
-from kbc.geometry import Box, Points, Window, defined, looks_per_cent
+from kbc.geometry import Box, Points, Window, defined, looks_per_cent, resize_points
 from kbc.images import ImageLike, fingerprint, image_hw
 from kbc.localize import LOCALIZERS, Candidate
 from kbc.matchers.function import to_matcher
@@ -430,8 +430,8 @@ def _doubts(pair: Pair, answers: Points) -> list[str]:
     if box is not None and defined(pair.keypoints).any() and not box.contains(pair.keypoints).any():
         found.append("`source_box` holds none of the keypoints: is it x0, y0, x1, y1, of the object that they are on?")
     asked, answered = (points[defined(pair.keypoints) & defined(answers)] for points in (pair.keypoints, answers))
-    ratio = np.divide(image_hw(pair.target), image_hw(pair.source))[::-1]
-    stays = any((np.abs(answered - kept) < 1e-3).all() for kept in (asked, asked * ratio, (asked + 0.5) * ratio - 0.5))
+    stretched = resize_points(asked, image_hw(pair.source), image_hw(pair.target))  # where a flow of zeros puts them
+    stays = any((np.abs(answered - kept) < 1e-3).all() for kept in (asked, stretched))
     if len(answered) > 1 and stays and fingerprint(pair.source) != fingerprint(pair.target):
         found.append("every answer lies exactly where its keypoint does: does the matcher look at the target?")
     elif len(answered) > 1 and np.ptp(answered, axis=0).max() < 1e-3 < np.ptp(asked, axis=0).max():

@@ -149,8 +149,10 @@ def assured(
 def _one_place(state: PairState, seen: Observation) -> bool:
     """Whether points that lie apart were all given the same place, which tells nothing and agrees with itself."""
     told = state.usable & defined(seen.own)
-    apart = (np.ptp(points[told], axis=0).max(initial=0.0) for points in (state.points, seen.own))
-    return bool(told.sum() > 1 and next(apart) > next(apart) < 1e-3)
+    if told.sum() < 2:
+        return False
+    asked, given = (np.ptp(points[told], axis=0).max() for points in (state.points, seen.own))
+    return bool(given < 1e-3 < asked)
 
 
 def _heard(one: FinePass, best: FinePass, tuning: Tuning) -> bool:

@@ -380,8 +380,8 @@ def test_a_function_that_gives_its_keypoints_back_is_noted() -> None:
 
     assert "every answer lies exactly where its keypoint does" in note(target, lambda s, t, k: k)
     assert note(source, lambda s, t, k: k) == note(target, lambda s, t, k: k + 1) == ""
-    wide = np.full((400, 1280, 3), 9, np.uint8)
-    assert "every answer lies exactly where" in note(wide, lambda s, t, k: k * (2, 1))  # as a flow of nothing does
+    wide = np.full((400, 1280, 3), 9, np.uint8)  # where a flow of zeros stretches them
+    assert "every answer lies exactly where" in note(wide, lambda s, t, k: (k + 0.5) * (2, 1) - 0.5)
 
 
 @pytest.mark.parametrize("asked", [[[320, 100], [480, 200], [400, 300], [310, 260]], [[400, 200]]])
