@@ -105,7 +105,8 @@ def _backbone(state: Mapping[str, Tensor]) -> str:
     """Upstream's name of the backbone that a checkpoint holds."""
     if "msblock0.conv.weight" not in state:
         guess = looks_like(state)
-        raise InputError(must_be("checkpoint", "a checkpoint of mmnet", f"one of {guess}" if guess else "another"))
+        received = f"one of {guess}" if guess else "one without 'msblock0'"
+        raise InputError(must_be("checkpoint", "a checkpoint of mmnet", received))
     if "backbone.conv1.0.weight" in state:
         return "fcn-resnet101"
     if "backbone.layer3.6.conv1.weight" not in state:

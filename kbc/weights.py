@@ -196,7 +196,7 @@ def _load_pth(path: Path) -> dict[str, torch.Tensor]:
         elif start.startswith(b"\x80"):
             checked = _checked_pickles(path)
         else:
-            raise _broken(path, f"no file of torch.save, it begins with {start!r}")
+            raise _broken(path, f"no file of torch.save, it begins with {start!r}" if start else "it is empty")
         loaded = torch.load(checked, map_location="cpu", weights_only=True)
     except DataError:
         raise

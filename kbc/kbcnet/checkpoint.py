@@ -76,6 +76,9 @@ def load_checkpoint(path: str | Path, backbone_weights: str | Path | None = None
         DataError: damaged, of another program or of a newer kbc, incomplete, or trained with other backbone weights.
     """
     tensors, described = _files(path)
+    if not is_file(tensors):
+        expected = "an existing KBCNet checkpoint, a .safetensors file with its .json beside it"
+        raise InputError(must_be("weights", expected, repr(str(path)), "check the path"))
     card = read_card(described)
     state = load_safetensors(tensors)
     network = empty_network(card.model, learned_coarse=card.learned_coarse).float()  # whatever the default dtype is

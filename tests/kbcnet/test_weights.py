@@ -92,6 +92,9 @@ def test_missing_unknown_and_tensorless_files(tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<html>please sign in</html>")
     with pytest.raises(DataError, match="begins with b'<html>"):
         load_weights(tmp_path / "page.pth")
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(DataError, match="it is empty"):
+        load_weights(tmp_path / "empty.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(DataError, match="tensors by name"):
         load_weights(tmp_path / "list.pth")
