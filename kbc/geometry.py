@@ -116,6 +116,15 @@ def outside(points: Points, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
     return defined(points) & ~Box.whole(size_hw).contains(points)
 
 
+def in_one_place(points: Points, answers: Points) -> bool:
+    """Whether points (N, 2) that lie apart all have one place for an answer (N, 2); those without an answer aside."""
+    told = defined(points) & defined(answers)
+    if told.sum() < 2:
+        return False
+    asked, given = (np.ptp(one[told], axis=0).max() for one in (points, answers))
+    return bool(given < 1e-3 < asked)
+
+
 def as_size(size: object, argument: str = "size") -> tuple[int, int]:
     """(height, width) in whole pixels, of that or of the side of a square.
 

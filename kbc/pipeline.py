@@ -12,7 +12,7 @@ import numpy as np
 from kbc.config import KBCConfig, KBCOptions, make_config
 from kbc.cropping import is_small, window_around
 from kbc.errors import InputError, counted, must_be
-from kbc.geometry import Box, Points, Window, defined, looks_per_cent, resize_points
+from kbc.geometry import Box, Points, Window, defined, in_one_place, looks_per_cent, outside, resize_points
 from kbc.images import ImageLike, fingerprint, image_hw
 from kbc.localize import LOCALIZERS, Candidate
 from kbc.matchers.function import to_matcher
@@ -434,9 +434,9 @@ def _doubts(pair: Pair, answers: Points) -> list[str]:
     stays = any((np.abs(answered - kept) < 1e-3).all() for kept in (asked, stretched))
     if len(answered) > 1 and stays and fingerprint(pair.source) != fingerprint(pair.target):
         found.append("every answer lies exactly where its keypoint does: does the matcher look at the target?")
-    elif len(answered) > 1 and np.ptp(answered, axis=0).max() < 1e-3 < np.ptp(asked, axis=0).max():
+    elif in_one_place(asked, answered):
         found.append("all answers are one and the same point: the matcher does not tell the keypoints apart")
-    elif len(answered) and not Box.whole(image_hw(pair.target)).contains(answered).any():
+    elif len(answered) and outside(answered, image_hw(pair.target)).all():
         found.append("all answers lie outside the target: are they x, y, in its pixels?")
     if looks_per_cent(pair.keypoints, image_hw(pair.source)):
         found.append("all keypoints lie within 100 px of the corner (0, 0): are they per cent? pixels are expected")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kbc import layout
 from kbc.confidence import clues, confidence
-from kbc.geometry import Points, defined
+from kbc.geometry import Points, in_one_place
 from kbc.localize import agreed, stacked_answers
 from kbc.probe import Observation, PairState
 from kbc.tuning import Tuning
@@ -142,17 +142,9 @@ def assured(
     """
     heard = [*answer.heard, *refused]
     found = clues(state, answer.points, answer.size, [p.seen for p in heard], [p.points for p in heard], back)
-    told = not all(_one_place(state, p.seen) for p in heard)
+    asked = np.where(state.usable[:, None], state.points, np.nan)
+    told = not all(in_one_place(asked, p.seen.own) for p in heard)  # one place tells nothing and agrees with itself
     return replace(answer, confidence=told * confidence(found, len(back) > 0, tuning), clues=found)
-
-
-def _one_place(state: PairState, seen: Observation) -> bool:
-    """Whether points that lie apart were all given the same place, which tells nothing and agrees with itself."""
-    told = state.usable & defined(seen.own)
-    if told.sum() < 2:
-        return False
-    asked, given = (np.ptp(points[told], axis=0).max() for points in (state.points, seen.own))
-    return bool(given < 1e-3 < asked)
 
 
 def _heard(one: FinePass, best: FinePass, tuning: Tuning) -> bool:
