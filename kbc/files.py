@@ -50,6 +50,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Paths in order, without hidden ones: macOS leaves a `._name` beside every file that it copies or archives."""
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
 def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """The content of a regular file of at most `most` bytes.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kbc.data import KINDS, Dataset, Problem, ap10k, open_dataset, pfwillow
 from kbc.data.coco_file import layouts
 from kbc.data.decoding import decoder_warnings
 from kbc.errors import DataError, InputError, counted, must_be
+from kbc.files import visible
 from kbc.geometry import looks_per_cent
 from kbc.images import image_hw
 
@@ -69,7 +71,16 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(given[0])
     kind = args.kind or detect(folder)
     wrong = 0
-    for dataset in _parts(kind, folder, key_values(args.data_option, "--data-option")):
+    parts = _parts(kind, folder, key_values(args.data_option, "--data-option"))
+    for options in parts:
+        try:
+            dataset = open_dataset(kind, folder, **options)
+        except DataError as error:
+            if len(parts) == 1:
+                raise
+            print(f"{' '.join(options.values())}: cannot be used\n  {error}")
+            wrong += 1
+            continue
         problems = dataset.check()
         images, unreadable = len(dataset.images()), _unreadable(dataset, problems)
         usable = counted(len(dataset) - unreadable, "usable pair")
@@ -121,26 +132,39 @@ def detect(folder: Path) -> str:
     """The kind of data set a folder holds, by its layout.
 
     Raises:
-        DataError: no folder, or none of the known layouts.
+        DataError: no folder, none of the known layouts, or several data sets, which are named.
     """
     if not os.path.isdir(folder):
         raise DataError(must_be("DIR", "an existing folder", repr(str(folder)), "check the path"))
-    has = [(folder / name).exists() for name in ("PairAnnotation", "Layout")]
-    if has[0]:
-        return "spair" if has[1] else "ap10k"
-    if (folder / "JPEGImages").is_dir() or (folder / "PF-dataset-PASCAL").is_dir():
-        return "pfpascal"
-    if any((folder / name).is_dir() for name in pfwillow.FOLDERS) or any(folder.glob("*/*.mat")):
-        return "pfwillow"
-    if layouts(folder):
-        return "coco"
+    kind = _kind(folder)
+    lists = (path for name in ("annotations.json", "*_pairs*.csv") for path in folder.glob(name))
+    if kind and (kind in ("spair", "ap10k") or any(lists)):
+        return kind
+    below = {path: found for path in visible(folder.iterdir()) if path.is_dir() and (found := _kind(path))}
+    if kind and set(below.values()) <= {kind}:  # its own folders
+        return kind
+    if below:
+        held = ", ".join(f"{path.name} ({found})" for path, found in below.items())
+        hint = f"name one of them, for instance kbc data check {shlex.quote(str(next(iter(below))))}"
+        raise DataError(must_be("DIR", "the folder of one data set", f"{str(folder)!r}, which holds {held}", hint))
     known = ", ".join(kind for kind in KINDS if kind != "scenes")
     hint = "name the layout with --kind; `kbc data sources` says where each comes from"
     raise DataError(must_be("DIR", f"a folder in one of the layouts {known}", repr(str(folder)), hint))
 
 
-def _parts(kind: str, folder: Path, given: dict[str, Any]) -> Iterator[Dataset]:
-    """Every split there is; at least one."""
+def _kind(folder: Path) -> str | None:
+    if (folder / "PairAnnotation").is_dir():
+        is_spair = (folder / "Layout").exists() or any(folder.glob("JPEGImages/*/*.jpg"))  # AP-10K's lie deeper
+        return "spair" if is_spair else "ap10k"
+    if (folder / "JPEGImages").is_dir() or (folder / "PF-dataset-PASCAL").is_dir():
+        return "pfpascal"
+    if any((folder / name).is_dir() for name in pfwillow.FOLDERS) or any(folder.glob("*/*.mat")):
+        return "pfwillow"
+    return "coco" if layouts(folder) else None
+
+
+def _parts(kind: str, folder: Path, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options that open every split there is; at least one."""
     options: list[dict[str, Any]] = [{}]
     if kind == "spair":
         options = [{"split": split} for split in _splits(folder)]
@@ -159,8 +183,7 @@ def _parts(kind: str, folder: Path, given: dict[str, Any]) -> Iterator[Dataset]:
         ]
     elif kind == "coco" and "annotations" not in given:
         options = [{"annotations": part} for part in layouts(folder)]
-    for chosen in options or [{}]:
-        yield open_dataset(kind, folder, **{**chosen, **given})
+    return [{**chosen, **given} for chosen in options or [{}]]
 
 
 def _splits(folder: Path, tail: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kbc import files
 from kbc.data.records import Problems
-from kbc.errors import DataError, counted, must_be, requirement, width_by_height
+from kbc.errors import DataError, as_text, counted, must_be, requirement, width_by_height
 from kbc.geometry import Box, Points
 from kbc.headers import stated_size
 from kbc.images import Image, image_hw, load_image, turned
@@ -57,11 +58,12 @@ def checked(data: object, model: type[_M], path: Path) -> _M:
 def explain(error: ValidationError) -> str:
     """A validation error in one line: the first wrong field, what it must be and what it is."""
     first, count = error.errors(include_url=False)[0], error.error_count()
+    said = "must be a JSON object" if first["type"] == "model_type" else requirement(first["msg"])
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     received = repr(first.get("input"))
     shown = received if len(received) <= 60 else received[:57] + "…"
     more = f" (and {count - 1} more)" if count > 1 else ""
-    return f"field {where!r} {requirement(first['msg'])}, received {shown}{more}"
+    return f"field {where!r} {said}, received {shown}{more}"
 
 
 def inside(root: Path, name: str, argument: str = "file name") -> Path:
@@ -101,7 +103,17 @@ def existing(path: Path) -> Path:
             return path
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    raise DataError(f"{path}: no such file")
+    raise DataError(f"{path}: no such file{namesake(path)}")
+
+
+def namesake(path: Path) -> str:
+    """A hint for a file that is not there: another in its folder whose name differs in capital letters alone."""
+    try:
+        listed = os.listdir(path.parent)
+    except (OSError, ValueError):
+        return ""
+    near = [name for name in listed if name != path.name and name.lower() == path.name.lower()]
+    return f"; there is {as_text(near[0])!r}, which differs in capital letters" if near else ""
 
 
 def box_xyxy(values: Sequence[float], field: str) -> Box:

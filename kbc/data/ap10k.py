@@ -11,7 +11,7 @@ import numpy as np
 from kbc.data.annotations import FAR, FourNumbers, Record, Zeros, box_xywh, existing, inside, read_json
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import DataError, must_be, refuse_others
-from kbc.files import is_file
+from kbc.files import is_file, visible
 from kbc.geometry import Points
 
 FOLDERS = {"intra-species": "", "cross-species": "_cross_species", "cross-family": "_cross_family"}
@@ -64,7 +64,7 @@ def open_ap10k(
     problems = Problems()
     reader = _Reader(base, 1 if occluded else 2)
     records = []
-    for path in sorted(folder.glob("*.json")):
+    for path in visible(folder.glob("*.json")):
         try:
             records.append(reader.record(path))
         except DataError as error:

@@ -144,7 +144,7 @@ def layouts(root: Path) -> list[str]:
         "*/_annotations.coco.json",
         "annotations/*keypoints*.json",
     ):
-        found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file())
+        found = [path.relative_to(root).as_posix() for path in files.visible(root.glob(pattern)) if path.is_file()]
         if found:
             return found
     return []

@@ -21,6 +21,7 @@ CATEGORIES = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )
 # fmt: on
+_COLUMNS = ("source_image", "target_image", "class")
 _MIRRORED = "#mirrored"
 _Side = tuple[Points, Box | None]
 
@@ -63,6 +64,10 @@ def open_pfpascal(
     reader = _Reader(folder, points)
     records = []
     (_, header), *rows = read_table(listing) or [(0, [])]
+    header = [name.lower() if name.lower() in _COLUMNS else name for name in header]
+    if absent := [name for name in _COLUMNS if name not in header]:
+        expected = f"the columns {', '.join(_COLUMNS)} in its first line"
+        raise DataError(f"{listing}: must name {expected}, received none of the name {absent[0]!r}")
     for number, (line, cells) in enumerate(rows, 1):
         try:
             record = reader.record(f"{number:05d}", dict(zip(header, cells, strict=False)))
@@ -114,7 +119,7 @@ class _Reader:
             sides = [(self._from_csv(row, "A", number), None), (self._from_csv(row, "B", number), None)]
         if len(sides[0][0]) != len(sides[1][0]):
             raise DataError(f"{len(sides[0][0])} points on one side, {len(sides[1][0])} on the other")
-        flip = (row.get("flip") or "0").strip() == "1"
+        flip = self._flip(row.get("flip"))
         if flip:
             sides = [_mirror(side, image) for side, image in zip(sides, images, strict=True)]
             images = [Path(f"{image}{_MIRRORED}") for image in images]
@@ -144,6 +149,15 @@ class _Reader:
         if not 1 <= number <= len(CATEGORIES):
             raise DataError(must_be("class", f"1 to {len(CATEGORIES)} or a category's name", repr(value)))
         return CATEGORIES[number - 1]
+
+    @staticmethod
+    def _flip(value: str | None) -> bool:
+        """0 or 1, as spreadsheets and data frames write them, too."""
+        said = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+        flip = said.get((value or "").lower())
+        if flip is None:
+            raise DataError(must_be("flip", "0 or 1", repr(value)))
+        return flip
 
     def _from_mat(self, category: str, image: Path) -> _Side:
         path = self.folder / "Annotations" / category / f"{image.stem}.mat"

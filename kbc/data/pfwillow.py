@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from kbc.data.annotations import FAR, Zeros, existing, inside
+from kbc.data.annotations import FAR, Zeros, existing, inside, namesake
 from kbc.data.matlab import from_matlab, read_mat
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import DataError, must_be
-from kbc.files import read_table
+from kbc.files import read_table, visible
 from kbc.geometry import Box, Points, defined
 
 _POINTS = 10
 FOLDERS = ("PF-dataset-WILLOW", "PF-dataset", "PF-WILLOW")
 _PAIR_FILES = ("test_pairs.csv", "test_pairs_pf.csv")
+_COLUMNS = ("imageA", "imageB", *(f"{axis}{side}{i}" for side in "AB" for axis in "XY" for i in range(1, _POINTS + 1)))
 
 
 def open_pfwillow(root: str | Path, *, pairs: str | None = None, cache_bytes: int = CACHE_BYTES) -> Dataset:
@@ -71,12 +72,12 @@ def _from_csv(path: Path, base: Path, folder: Path, problems: Problems) -> list[
     records = []
     zeros = Zeros("object")
     (_, header), *rows = read_table(path) or [(0, [])]
-    if len(header) < 2 + 4 * _POINTS:
-        raise DataError(f"{path}: must have {2 + 4 * _POINTS} columns, received {len(header)}")
-    for number, (line, row) in enumerate(rows, 1):
+    places = _places(path, header)
+    for number, (line, cells) in enumerate(rows, 1):
         try:
-            if len(row) < len(header):
-                raise DataError(f"must have {len(header)} columns, received {len(row)}")
+            if len(cells) < len(header):
+                raise DataError(f"must have {len(header)} columns, received {len(cells)}")
+            row = [cells[place] for place in places]
             sides = []
             for name, start in ((row[0], 2), (row[1], 2 + 2 * _POINTS)):
                 given = _numbers(row[start : start + 2 * _POINTS]).reshape(2, _POINTS).T
@@ -88,6 +89,18 @@ def _from_csv(path: Path, base: Path, folder: Path, problems: Problems) -> list[
             problems.add(f"{path.name}, line {line}", error, 1)
     zeros.report(path.name, problems)
     return records
+
+
+def _places(path: Path, header: list[str]) -> list[int]:
+    """Where each of `_COLUMNS` stands: by its name, or in their order where the first line has other names."""
+    names, wanted = [name.lower() for name in header], [name.lower() for name in _COLUMNS]
+    if set(wanted) <= set(names):
+        return [names.index(name) for name in wanted]
+    if len(header) < len(wanted) or (header[2][-1:].isdigit() and header[2][:1] in "-.0123456789"):
+        expected = f"the {len(wanted)} columns {', '.join(_COLUMNS[:3])} … {_COLUMNS[-1]}"
+        received = f"{len(header)}, {', '.join(header[:3])} …" if header else "an empty file"
+        raise DataError(f"{path}: must name {expected} in its first line, received {received}")
+    return list(range(len(wanted)))
 
 
 def _numbers(cells: list[str]) -> Points:
@@ -103,22 +116,24 @@ def _numbers(cells: list[str]) -> Points:
 def _image(base: Path, folder: Path, name: str) -> Path:
     """The CSV names images from above the data set's folder, whose name differs between copies."""
     below = name.split("/", 1)[1] if "/" in name else name
-    for path in (inside(base, name), inside(folder, below), inside(folder, name)):
+    paths = (inside(base, name), inside(folder, below), inside(folder, name))
+    for path in paths:
         with suppress(DataError):
             return existing(path)
-    raise DataError(f"{name}: no such file below {base}")
+    near = next((hint for path in paths if (hint := namesake(path))), "")
+    raise DataError(f"{name}: no such file below {base}{near}")
 
 
 def _from_folders(folder: Path, problems: Problems) -> list[PairRecord]:
     records = []
     zeros = Zeros("file")
-    for group in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+    for group in visible(entry for entry in folder.iterdir() if entry.is_dir()):
         sides = []
-        for image in sorted(group.glob("*.png")):
+        for image in visible({path.with_suffix(".png") for path in (*group.glob("*.png"), *group.glob("*.mat"))}):
             try:
-                sides.append((image, _points(image.with_suffix(".mat"), zeros)))
+                sides.append((existing(image), _points(image.with_suffix(".mat"), zeros)))
             except DataError as error:
-                problems.add(str(image), error)
+                problems.add(f"category {group.name!r}", error)
         if len(sides) == 1:
             problems.add(f"category {group.name!r}", "it has one usable image, so it gives no pair")
         for source, target in permutations(sides, 2):
@@ -129,7 +144,10 @@ def _from_folders(folder: Path, problems: Problems) -> list[PairRecord]:
                 problems.add(number, error, 1)
     zeros.report(str(folder), problems)
     if not records:
-        raise DataError(f"{folder}: neither a pair list ({', '.join(_PAIR_FILES)}) nor <class>/<name>.png with .mat")
+        why = f"; {next(iter(problems))}" if problems else ""
+        raise DataError(
+            f"{folder}: neither a pair list ({', '.join(_PAIR_FILES)}) nor <class>/<name>.png with .mat{why}"
+        )
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Callable
@@ -562,3 +563,77 @@ def test_a_pair_that_is_not_there_is_asked_for_in_vain_and_told_why(tmp_path: Pa
     with pytest.raises(IndexError, match=r"'.*' has 2 pairs, received index 9; .*image 77 is absent or not unique"):
         dataset[9]
     assert len(list(dataset)) == 2
+
+
+def test_a_pascal_list_may_write_its_flips_as_tables_do(tmp_path: Path) -> None:
+    path = layouts.pascal(tmp_path) / "trn_pairs.csv"
+    text = path.read_text(encoding="utf-8")
+    for no, yes in (("0.0", "1.0"), ("False", "True"), ("0", "1")):
+        path.write_text(text.replace(",0\n", f",{no}\n").replace(",1\n", f",{yes}\n"), encoding="utf-8")
+        assert [record.fields["flip"] for record in open_dataset("pfpascal", tmp_path, split="trn")] == [0, 1]
+    path.write_text(text.replace(",1\n", ",2\n"), encoding="utf-8")
+    dataset = open_dataset("pfpascal", tmp_path, split="trn")
+    assert len(dataset) == 1
+    assert "`flip` must be 0 or 1, received '2'" in str(dataset.problems[0])
+
+
+@pytest.mark.parametrize("kind", ["pfpascal", "pfwillow"])
+def test_a_list_without_its_first_line_is_refused_and_loses_no_pair(tmp_path: Path, kind: str) -> None:
+    path = {"pfpascal": layouts.pascal, "pfwillow": layouts.willow_csv}[kind](tmp_path) / "test_pairs.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for rest in ("\n".join(lines[1:]), ""):
+        path.write_text(rest, encoding="utf-8")
+        with pytest.raises(DataError, match=r"must name the .*columns .* in its first line, received"):
+            open_dataset(kind, tmp_path)
+
+
+def test_a_willow_list_is_read_by_the_names_of_its_columns(tmp_path: Path) -> None:
+    path = layouts.willow_csv(tmp_path) / "test_pairs.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    before = open_dataset("pfwillow", tmp_path)
+    names = [f"{axis}{side}{i}" for side in "BA" for i in range(1, 11) for axis in "YX"]
+    order = [rows[0].index(name) for name in ("imageB", *names, "imageA")]
+    shuffled = [[str(number), *(row[place] for place in order)] for number, row in enumerate(rows)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["", *shuffled[0][1:]], *shuffled[1:]])
+    after = open_dataset("pfwillow", tmp_path)
+    assert [record.source_path for record in after] == [record.source_path for record in before]
+    for one, other in zip(after, before, strict=True):
+        np.testing.assert_array_equal(one.keypoints, other.keypoints)
+        np.testing.assert_array_equal(one.target_keypoints, other.target_keypoints)
+    rows[0][2:] = [f"column {number}" for number in range(40)]  # names of somebody's own: in the usual order
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+    np.testing.assert_array_equal(open_dataset("pfwillow", tmp_path)[1].keypoints, before[1].keypoints)
+
+
+def test_a_willow_picture_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = layouts.willow_folders(tmp_path) / "PF-dataset-WILLOW"
+    layouts.write_image(folder / "duck(S)" / "more.png", 5)
+    layouts.write_mat(folder / "duck(S)" / "more.mat", {"pts_coord": layouts.WILLOW_POINTS.T})
+    assert len(open_dataset("pfwillow", tmp_path)) == 2 + 6
+    (folder / "duck(S)" / "more.png").rename(folder / "duck(S)" / "More.PNG")
+    dataset = open_dataset("pfwillow", tmp_path)
+    assert (len(dataset), len(dataset.problems)) == (2 + 2, 1)
+    assert "more.png: no such file; there is 'More.PNG'" in str(dataset.problems[0])
+    for path in folder.glob("*/*.mat"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"neither a pair list .*; .*car_0\.mat: broken or no MATLAB 5 file"):
+        open_dataset("pfwillow", tmp_path)
+
+
+@pytest.mark.parametrize("make", [layouts.spair, layouts.pascal, layouts.willow_csv, layouts.ap10k, layouts.coco])
+def test_a_file_whose_name_differs_in_capitals_is_pointed_to(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    kind = {"pascal": "pfpascal", "willow_csv": "pfwillow"}.get(make.__name__, make.__name__)
+    first = open_dataset(kind, make(tmp_path))[0].source_path
+    first.rename(first.with_suffix(first.suffix.upper()))
+    dataset = open_dataset(kind, tmp_path)
+    upper = first.with_suffix(first.suffix.upper()).name
+    assert f"; there is {upper!r}, which differs in capital letters" in str(dataset.problems[0])
+
+
+def test_a_list_of_pairs_that_is_no_object_is_told_in_json_words(tmp_path: Path) -> None:
+    layouts.write_json(layouts.coco(tmp_path) / "pairs.json", [[1, 2]])
+    with pytest.raises(DataError, match=r"field 'the file' must be a JSON object, received \[\[1, 2\]\]"):
+        open_dataset("coco", tmp_path)

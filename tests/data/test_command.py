@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,61 @@ def test_points_that_may_be_per_cent_are_noted(tmp_path: Path, capsys: pytest.Ca
     assert "note: all points lie within 100 px of the top left corner: if they are per cent" in capsys.readouterr().out
     assert call("check", str(layouts.coco(tmp_path / "small"))) == 0
     assert "per cent" not in capsys.readouterr().out
+
+
+MAKERS = {
+    "AP-10K": layouts.ap10k,
+    "PF-PASCAL": layouts.pascal,
+    "PF-WILLOW": layouts.willow_folders,
+    "SPair-71k": layouts.spair,
+    "cvat": cvat,
+    "my cows": layouts.coco,
+}
+KIND_OF = dict(zip(MAKERS, ("ap10k", "pfpascal", "pfwillow", "spair", "coco", "coco"), strict=True))
+
+
+def test_a_folder_of_data_sets_names_them(tmp_path: Path) -> None:
+    for name, make in MAKERS.items():
+        make(tmp_path / "all" / name)
+    (tmp_path / "all" / "notes").mkdir()
+    held = ", ".join(f"{name} ({kind})" for name, kind in KIND_OF.items())
+    with pytest.raises(DataError) as caught:
+        call("check", str(tmp_path / "all"))
+    assert f"`DIR` must be the folder of one data set, received '{tmp_path}/all', which holds {held}; " in str(
+        caught.value
+    )
+    assert str(caught.value).endswith(f"for instance kbc data check {tmp_path}/all/AP-10K")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_data_set_one_folder_further_down_is_named(tmp_path: Path, name: str) -> None:
+    MAKERS[name](tmp_path / "unpacked here")
+    with pytest.raises(DataError, match=rf"holds unpacked here \({KIND_OF[name]}\); .* check '/.*/unpacked here'$"):
+        call("check", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_macos_leaves_beside_files_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    MAKERS[name](tmp_path)
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    (tmp_path / "__MACOSX").mkdir()
+    call("check", str(tmp_path))
+    assert "._" not in capsys.readouterr().out
+
+
+def test_a_split_that_cannot_be_used_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (layouts.spair(tmp_path) / "PairAnnotation" / "val").mkdir()
+    assert call("check", str(tmp_path)) == 1
+    out = capsys.readouterr().out
+    assert "val: cannot be used\n  " in out
+    assert "SPair-71k test: 3 usable pairs" in out
+    assert out.endswith("1 problem\n")
+
+
+def test_an_spair_without_its_lists_is_not_taken_for_ap10k(tmp_path: Path) -> None:
+    shutil.rmtree(layouts.spair(tmp_path) / "Layout")
+    with pytest.raises(DataError, match=r"Layout/large/test\.txt: cannot be read"):
+        call("check", str(tmp_path))
