@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import os
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -178,6 +180,8 @@ def output_folder(path: str | os.PathLike[str], argument: str) -> Path:
     Raises:
         InputError: it can be neither made nor written to.
     """
+    if path == "":  # a variable of the shell that is not set, not the folder one is in
+        raise InputError(must_be(argument, "the name of a folder", "an empty one", "'.' is this folder"))
     path = as_path(path, argument)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -283,10 +287,18 @@ class LineFile:
         self._trim()
 
     def write(self, lines: str) -> None:
-        """Append whole lines in one system call."""
-        data = lines.encode()
-        while data:
-            data = data[os.write(self._file, data) :]
+        """Append whole lines in one system call.
+
+        Raises:
+            OSError: they cannot be written (the disk is full, say), and nothing of them stands in the file.
+        """
+        data, before = lines.encode(), os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            os.ftruncate(self._file, before)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         """Flush to the disk and close."""
@@ -306,7 +318,7 @@ class LineFile:
 
     def _claim(self) -> None:
         while True:
-            if not _lock(self._file):
+            if not _lock(self._file, tries=3):  # `in_use` holds it for a moment
                 os.close(self._file)
                 hint = "wait for it, or choose another output"
                 raise InputError(must_be(str(self.path), "written by one process at a time", "another's", hint))
@@ -316,8 +328,20 @@ class LineFile:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
 
 
-def _lock(file: int) -> bool:
-    """Lock an open file for this process without waiting; False where another has it."""
+def in_use(path: Path) -> bool:
+    """Whether a `LineFile` that is alone has this file open, here or in another process."""
+    file = os.open(path, os.O_RDWR)
+    try:
+        return not _lock(file)
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, tries: int = 1) -> bool:
+    """Lock an open file for this process, almost without waiting; False where another has it.
+
+    On a file system without locks nothing is locked, and nobody is refused.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -328,8 +352,11 @@ def _lock(file: int) -> bool:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        if tries > 1:
+            time.sleep(0.02)
+            return _lock(file, tries - 1)
+        return error.errno in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
     return True
 
 
@@ -344,12 +371,19 @@ def file_digest(path: Path) -> str:
         return ""
 
 
+_WEIGHTS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".npz", ".ckpt")
+
+
 def tree_digest(path: Path) -> str:
-    """`file_digest` of a file, or of a folder's Python files by their names; "" where there is neither."""
+    """`file_digest` of a file, or of a folder's content by its names; "" where there is neither.
+
+    Of a folder count the Python files, however deep, and weights with their settings that lie in it directly, as
+    transformers keeps a model.
+    """
     try:
         if not path.is_dir():
             return file_digest(path)
     except OSError:  # a name longer than the file system takes
         return ""
-    code = sorted(path.rglob("*.py"))
-    return hashlib.sha256(repr([(str(p.relative_to(path)), file_digest(p)) for p in code]).encode()).hexdigest()
+    counts = sorted({*path.rglob("*.py"), *(one for one in path.iterdir() if one.suffix in _WEIGHTS)})
+    return hashlib.sha256(repr([(str(p.relative_to(path)), file_digest(p)) for p in counts]).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -13,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from kbc.errors import InputError
-from kbc.files import output_file, output_folder, refuse_overwriting, write_json, written_whole
+from kbc.files import (
+    LineFile,
+    in_use,
+    output_file,
+    output_folder,
+    refuse_overwriting,
+    tree_digest,
+    write_json,
+    written_whole,
+)
 
 
 def mode(path: Path) -> int:
@@ -107,3 +117,67 @@ def test_file_names_that_are_no_utf8_can_be_written_about(tmp_path: Path) -> Non
     name = os.fsdecode(b"caf\xe9.png")
     write_json({"source": name}, tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == {"source": name}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit to set")
+def test_a_full_disk_leaves_whole_lines_and_is_named(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from kbc.files import LineFile
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # as a disk with room for 100 bytes
+with LineFile(Path(sys.argv[1])) as file:
+    for line in ("a" * 80, "b" * 80, "c" * 10):
+        try:
+            file.write(line + "\\n")
+        except OSError as error:
+            print(error)
+"""
+    path = tmp_path / "lines"
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"[Errno 27] File too large: '{path}'\n"
+    assert path.read_text() == "a" * 80 + "\n" + "c" * 10 + "\n"
+
+
+def test_a_file_of_lines_is_one_process_s_and_said_to_be_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    with LineFile(path, alone=True):
+        assert in_use(path)
+        with pytest.raises(InputError, match="written by one process at a time"):
+            LineFile(path, alone=True)
+    assert not in_use(path)
+    LineFile(path, alone=True).close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks differ")
+def test_where_a_file_system_has_no_locks_nobody_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with LineFile(tmp_path / "lines", alone=True) as file:
+        file.write("a\n")
+    assert not in_use(tmp_path / "lines")
+
+
+def test_an_output_folder_without_a_name_is_not_the_one_one_is_in() -> None:
+    with pytest.raises(InputError, match=r"`--out` must be the name of a folder, received an empty one"):
+        output_folder("", "--out")
+    assert output_folder(".", "--out") == Path()
+
+
+def test_a_folder_counts_by_its_code_and_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "code.py").write_text("1")
+    held = [tree_digest(tmp_path)]
+    (tmp_path / "README.md").write_text("1")
+    assert tree_digest(tmp_path) == held[0]
+    for name in ("model.safetensors", "config.json", "net/code.py"):
+        (tmp_path / name).write_text(f"other {name}")
+        held.append(tree_digest(tmp_path))
+    assert len(set(held)) == 4

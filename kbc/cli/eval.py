@@ -21,7 +21,7 @@ from kbc.evaluation.pck import Frame, Protocol, Threshold
 from kbc.evaluation.plan import OFF, Plan, Run, Source, complete, parse_shard
 from kbc.evaluation.report import DatasetReport, Report, RunReport, build
 from kbc.evaluation.runner import execute, execute_jobs, execute_torchrun, torchrun_rank
-from kbc.files import write_json, written_whole
+from kbc.files import output_file, output_folder, write_json, written_whole
 from kbc.progress import progress_bar
 
 HELP = "Measure matchers with and without KBC on data sets, and report whether it helps, by how much and at what price."
@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
             must_be("data", "at least one usable pair", received, "`kbc data check DIR` says what is wrong")
         )
     plan.check()
+    for name in ("report.json", "report.md"):
+        output_file(output_folder(args.out, "--out") / name, "--out")
     rank, _ = torchrun_rank() or (0, 1)
     if rank == 0:
         say_problems(f"{dataset.name}: {note}" for dataset in datasets for note in dataset.notes)
@@ -315,6 +317,8 @@ def _floats(option: str, text: str) -> list[float]:
         found = []
     if not found:
         raise InputError(must_be(option, "numbers with commas between", repr(text)))
+    if len({f"{number:g}" for number in found}) < len(found):
+        raise InputError(must_be(option, "numbers that stand once each", repr(text)))
     return found
 
 

@@ -140,7 +140,10 @@ def rows(values: Points) -> tuple[Row, ...]:
 
 
 class OutcomeFile(LineFile):
-    """A `LineFile` of outcomes; a pair whose line was cut off is simply run anew."""
+    """A `LineFile` of outcomes that one process writes; a pair whose line was cut off is simply run anew."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, alone=True)
 
     def append(self, outcomes: Iterable[Outcome]) -> None:
         """Write the lines in one system call."""

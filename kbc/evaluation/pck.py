@@ -68,6 +68,8 @@ class Protocol:
             alphas = ()
         if not alphas or not all(math.isfinite(alpha) and alpha > 0 for alpha in alphas):
             raise InputError(must_be("alphas", "positive numbers", repr(self.alphas)))
+        if len({f"{alpha:g}" for alpha in alphas}) < len(alphas):  # figures are called by what is printed
+            raise InputError(must_be("alphas", "numbers that differ in six digits", repr(self.alphas)))
         object.__setattr__(self, "alphas", alphas)
         refuse_others("threshold", self.threshold, get_args(Threshold))
         refuse_others("instance", self.instance, get_args(Instance))

@@ -14,12 +14,13 @@ from kbc import __version__
 from kbc.data import Dataset, open_dataset, shrink
 from kbc.errors import DataError, InputError, as_text, must_be
 from kbc.evaluation.outcomes import Outcome
-from kbc.files import output_folder, read_json, write_json
+from kbc.files import in_use, output_folder, read_json, write_json
 from kbc.matchers.protocol import Matcher
 
 if TYPE_CHECKING:
     from kbc.pipeline import KBCMatcher
 
+_RESULTS = "pairs*.jsonl"
 OFF = "off"
 GIVEN = "given"
 
@@ -158,38 +159,49 @@ class Plan:
             datasets: `self.open()`; what is in them belongs to the plan.
 
         Raises:
-            InputError: the folder holds the results of another plan or of other content, or cannot be written to.
+            InputError: the folder holds the results of another plan or of other content, or results without their plan,
+                another process is at work there by another plan, or it cannot be written to.
             DataError: what stands there as the plan cannot be read.
         """
         path = output_folder(folder, "out") / "plan.json"
-        if path.is_file() and written(folder):
-            hint = "choose another --out, or remove the folder"
-            try:
-                held = dict(read_json(path))
-            except (ValueError, TypeError) as error:
-                raise DataError(
-                    f"{path} must be the plan of the results beside it, received {error}; {hint}"
-                ) from error
-            asked = self.to_dict()
-            wrong = [key for key in asked if held.get(key) != asked[key]]
-            if wrong:
-                raise InputError(
-                    must_be("out", "empty or of the same plan", f"other {', '.join(wrong)} in {path}", hint)
-                )
-            content, before = self.content(datasets), held.get("content")
-            if not isinstance(before, dict):
-                raise InputError(must_be("out", "empty or of the same content", f"no digests in {path}", hint))
-            changed = sorted(key for key in {*content, *before} if content.get(key) != before.get(key))
-            if changed:
-                received = f"results from before a change of {', '.join(changed)} in {path}"
-                raise InputError(must_be("out", "empty or of the same content", received, hint))
+        asked, content = self.to_dict(), self.content(datasets)
+        if not written(folder) and not any(map(in_use, folder.glob(_RESULTS))):
+            write_json({**asked, "content": content}, path)
             return
-        write_json({**self.to_dict(), "content": self.content(datasets)}, path)
+        hint = "choose another --out, or remove the folder"
+        if not path.is_file():
+            received = f"results without their plan, {path}"
+            raise InputError(must_be("out", "empty or of the same plan", received, f"copy it there, {hint}"))
+        try:
+            held = dict(read_json(path))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path} must be the plan of the results beside it, received {error}; {hint}") from error
+        wrong = [key for key in asked if held.get(key) != asked[key]]
+        if wrong:
+            raise InputError(must_be("out", "empty or of the same plan", f"other {', '.join(wrong)} in {path}", hint))
+        before = held.get("content")
+        if not isinstance(before, dict):
+            raise InputError(must_be("out", "empty or of the same content", f"no digests in {path}", hint))
+        changed = sorted(key for key in {*content, *before} if content.get(key) != before.get(key))
+        if changed:
+            received = f"results from before a change of {', '.join(changed)} in {path}"
+            raise InputError(must_be("out", "empty or of the same content", received, hint))
+
+    def confirm(self, folder: Path) -> None:
+        """Refuse to go on in a folder that another process has claimed for another plan at the same moment.
+
+        Raises:
+            InputError: one has.
+        """
+        asked, held = self.to_dict(), read_json(folder / "plan.json")
+        if {key: held.get(key) for key in asked} != asked:
+            hint = "choose another --out"
+            raise InputError(must_be("out", "used for one plan", f"another process's in {folder / 'plan.json'}", hint))
 
 
 def written(folder: Path) -> int:
     """How many outcomes the folder holds."""
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("pairs*.jsonl"))
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob(_RESULTS))
 
 
 def complete(plan: Plan, datasets: Sequence[Dataset], outcomes: Iterable[Outcome]) -> list[Outcome]:

@@ -188,12 +188,13 @@ def _run_shard(
     chunk: int = _CHUNK,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> None:
-    done = read_outcomes(folder)
     index, count = shard
-    work = [(dataset, run, _missing(dataset, run, done, index, count)) for dataset in datasets for run in plan.runs]
-    total, finished = sum(len(missing) for *_, missing in work), 0
     name = "pairs.jsonl" if count == 1 else f"pairs.{index + 1}-of-{count}.jsonl"
     with OutcomeFile(folder / name) as file:
+        plan.confirm(folder)
+        done = read_outcomes(folder)
+        work = [(dataset, run, _missing(dataset, run, done, index, count)) for dataset in datasets for run in plan.runs]
+        total, finished = sum(len(missing) for *_, missing in work), 0
         for dataset, run, missing in work:
             if not missing:
                 continue

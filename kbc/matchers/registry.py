@@ -89,13 +89,15 @@ def find_matcher(name: str) -> EntryPoint:
 def content_digests(name: str, options: Mapping[str, Any]) -> dict[str, str]:
     """Digests of what a matcher's answers depend on beside its options: files and folders that these name, own code.
 
-    Of a folder (a checkout) its Python files count, of package.module:function the module's file.
+    Of a folder (a checkout) its Python files count, and weights beside them; of package.module:function and of a
+    package's entry point the module's file.
     """
     named = {
         str(value): Path(value).expanduser() for value in options.values() if value and isinstance(value, str | Path)
     }
-    if ":" in name:
-        named[name] = Path(inspect.getsourcefile(import_module(find_matcher(name).module)) or "")
+    point = find_matcher(name) if ":" in name else _found().get(name)
+    if point and point.module.partition(".")[0] not in ("kbc", "kbc_adapters"):  # of which kbc's version tells
+        named[name] = Path(inspect.getsourcefile(import_module(point.module)) or "")
     digests = {key: tree_digest(path) for key, path in sorted(named.items())}
     return {key: digest for key, digest in digests.items() if digest}
 

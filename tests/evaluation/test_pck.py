@@ -244,3 +244,9 @@ def test_every_protocol_prints_all_it_is() -> None:
     }
     assert len(texts) == 16
     assert any("resized(240,240)" in text and " < " in text for text in texts)
+
+
+@pytest.mark.parametrize("alphas", [(0.1, 0.1), (0.1, 0.1 + 1e-9)])
+def test_tolerances_that_would_be_called_the_same_are_refused(alphas: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="`alphas` must be numbers that differ in six digits"):
+        Protocol(alphas)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from kbc.evaluation.pck import Protocol
 from kbc.evaluation.plan import Plan, Run, Source, complete, parse_shard
 from kbc.evaluation.report import build
 from kbc.evaluation.runner import evaluate, execute, execute_jobs
+from kbc.matchers import registry
 from kbc.types import Match, Pair
 
 Stub = Callable[..., list[Any]]
@@ -201,6 +203,34 @@ def test_a_folder_without_results_is_free_for_any_plan(root: Path, tmp_path: Pat
     assert written == {**made.to_dict(), "content": made.content(made.open())}
 
 
+def test_results_without_their_plan_are_not_taken_up(root: Path, tmp_path: Path, stub: Stub) -> None:
+    made = plan(root)
+    stub()
+    execute(made, tmp_path / "out", made.open())
+    (tmp_path / "out" / "plan.json").unlink()
+    with pytest.raises(InputError, match=r"received results without their plan, .*plan\.json; copy it"):
+        execute(made, tmp_path / "out", made.open())
+
+
+def test_two_processes_of_two_plans_do_not_mix_in_a_folder(root: Path, tmp_path: Path, stub: Stub) -> None:
+    made, folder = plan(root), tmp_path / "out"
+    other = Plan(made.sources, (Run("stub", options={"size": 5}),))
+    stub()
+    made.claim(folder, made.open())
+    for name in ("pairs.jsonl", "pairs.2-of-3.jsonl"):
+        with OutcomeFile(folder / name):  # at work, and nothing is written yet
+            made.claim(folder, made.open())
+            with pytest.raises(InputError, match="other runs"):
+                execute(other, folder, other.open())
+    with OutcomeFile(folder / "pairs.jsonl"), pytest.raises(InputError, match="written by one process at a time"):
+        execute(made, folder, made.open())
+    assert not read_outcomes(folder)
+    with pytest.raises(InputError, match="`out` must be used for one plan"):
+        other.confirm(folder)  # as after a claim at the same moment
+    execute(made, folder, made.open())
+    assert len(read_outcomes(folder)) == 48
+
+
 def _edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
@@ -219,6 +249,7 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "the pairs": lambda root: _edit(root / "pairs.json", "[1, 2]", "[2, 1]"),
     "an image": lambda root: _repaint(root / "images" / "2.png"),
     "weights": lambda root: (root / "weights.bin").write_bytes(b"other") and None,
+    "weights in a folder": lambda root: (root / "model" / "model.safetensors").write_bytes(b"other") and None,
     "code": lambda root: (root / "code" / "net.py").write_text("x = 2") and None,
 }
 
@@ -230,7 +261,11 @@ def test_results_from_before_a_change_of_content_are_not_taken_up(
     (root / "weights.bin").write_bytes(b"these")
     (root / "code").mkdir()
     (root / "code" / "net.py").write_text("x = 1")
-    options = {"weights": str(root / "weights.bin"), "code": str(root / "code")}
+    (root / "model").mkdir()
+    (root / "model" / "model.safetensors").write_bytes(b"these")
+    options = {
+        name: str(root / where) for name, where in (("weights", "weights.bin"), ("code", "code"), ("model", "model"))
+    }
     made = Plan((Source("coco", str(root)),), (Run("stub", options=options),))
     stub()
     execute(made, tmp_path / "out", made.open())
@@ -253,6 +288,40 @@ def test_the_code_of_a_matcher_of_ones_own_is_content(tmp_path: Path, monkeypatc
     assert plan.content([]) == before
     path.write_text("def match(source, target, keypoints):\n    return keypoints + 1\n")
     assert plan.content([])["matcher_with_a_digest:match"] != before["matcher_with_a_digest:match"]
+
+
+def test_the_code_of_a_matcher_of_another_package_is_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "package_with_a_matcher.py"
+    path.write_text("def load():\n    pass\n")
+    point = EntryPoint("mine", "package_with_a_matcher:load", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    before = registry.content_digests("mine", {})
+    path.write_text("def load():\n    return 1\n")
+    assert before["mine"] != registry.content_digests("mine", {})["mine"]
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.md"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_first_match(
+    root: Path, tmp_path: Path, stub: Stub, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    from kbc.cli import main
+
+    built = stub()
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert main(["eval", "--data", "coco", "--root", str(root), "--kbc", "off", "--out", str(tmp_path / "out")]) == 2
+    assert f"`--out` must be a file's name, received the folder '{tmp_path / 'out' / name}'" in capsys.readouterr().err
+    assert sum(matcher.asked for matcher in built) == 0
+
+
+@pytest.mark.parametrize("option", ["--alpha", "--shrink", "--size"])
+def test_a_number_of_a_list_that_stands_twice_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    from kbc.cli import main
+
+    assert main(["eval", "--data", "coco", "--root", str(root), option, "2,4,2.0000001"]) == 2
+    assert f"`{option}` must be numbers that stand once each, received '2,4,2.0000001'" in capsys.readouterr().err
 
 
 def test_results_without_digests_are_not_taken_up(root: Path, tmp_path: Path, stub: Stub) -> None:
