@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, FiniteFloat, PositiveFloat, ValidationError
 from torch import Tensor
@@ -187,7 +186,7 @@ class Letterboxed:
         self.input_size = square.input_size
         self.max_batch = square.max_batch
 
-    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+    def similarity(self, pairs: Sequence[Pair]) -> list[torch.Tensor]:
         """Per pair (N, h, w): cosines of each keypoint with cells that tile the target; see `FeatureMatcher`.
 
         As many cells for every image as for a square one, so that maps of windows and of whole images compare.
@@ -202,13 +201,13 @@ class Letterboxed:
             height, width = pair.target.shape[:2]
             side = max(height, width)
             rows, columns = ceil(maps.shape[1] * height / side), ceil(maps.shape[2] * width / side)
-            cells, score = soft_peak(torch.from_numpy(maps[:, :rows, :columns]))  # the last may be part padding
-            peaks: Points = cells.double().numpy()
+            cells, score = soft_peak(maps[:, :rows, :columns])  # the last may be part padding
+            peaks: Points = cells.double().cpu().numpy()
             points = resize_points(peaks, (maps.shape[1], maps.shape[2]), (side, side))
-            matches.append(Match(np.minimum(points, (width - 0.5, height - 0.5)), score.double().numpy()))
+            matches.append(Match(np.minimum(points, (width - 0.5, height - 0.5)), score.double().cpu().numpy()))
         return matches
 
-    def _padded(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+    def _padded(self, pairs: Sequence[Pair]) -> list[torch.Tensor]:
         padded = [Pair(squared(pair.source), squared(pair.target), pair.keypoints) for pair in pairs]
         return self.square.similarity(padded)
 
@@ -225,7 +224,7 @@ def squared(image: Image) -> Image:
     return square
 
 
-def _without_padding(maps: npt.NDArray[np.float32], image: Image) -> npt.NDArray[np.float32]:
+def _without_padding(maps: torch.Tensor, image: Image) -> torch.Tensor:
     """Maps (N, h, w) over the padded square, resampled to as many cells that tile the image alone."""
     height, width = image.shape[:2]
     if height == width or len(maps) == 0:
@@ -234,9 +233,8 @@ def _without_padding(maps: npt.NDArray[np.float32], image: Image) -> npt.NDArray
     side = max(height, width)
     x, y = cell_centres((rows, columns), (height, width))
     at: Points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    cells = torch.from_numpy(resize_points(at, (side, side), (rows, columns))).float()
-    values = sample(torch.from_numpy(maps), cells).numpy()
-    return np.asarray(values.reshape(-1, rows, columns), dtype=np.float32)
+    cells = torch.from_numpy(resize_points(at, (side, side), (rows, columns))).to(maps)
+    return sample(maps, cells).reshape(-1, rows, columns)
 
 
 def _pretrained(model: str | Path, download: bool) -> Any:

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from kbc.config import COST, KBCConfig
 from kbc.cropping import SizeHW
@@ -284,15 +285,13 @@ class Probe:
         seen_source, seen_target = (state.cut(side, window, self.config) for side, window in request.images)
         return Pair.trusted(seen_source, seen_target, points)
 
-    def _observation(
-        self, request: Request, pair: Pair, match: Match, maps: npt.NDArray[np.float32] | None
-    ) -> Observation:
+    def _observation(self, request: Request, pair: Pair, match: Match, maps: Tensor | None) -> Observation:
         window = request.images[1][1]
         size_hw = image_hw(pair.target)
         cell = 0.0
         places, share = match.keypoints[:, None], np.ones((len(match.keypoints), 1))
         if maps is not None:
-            grid = Window.whole(size_hw).resized(maps.shape[1:])
+            grid = Window.whole(size_hw).resized((maps.shape[1], maps.shape[2]))
             cell = 1 / (grid.scale_xy[0] * window.scale_xy[0])
             places, share = _with_peaks(match.keypoints, maps, grid, defined(pair.keypoints), self.tuning)
         share = np.where(defined(places), share, 0.0)
@@ -301,7 +300,7 @@ class Probe:
 
 
 def _with_peaks(
-    own: Points, maps: npt.NDArray[np.float32], grid: Window, asked: npt.NDArray[np.bool_], tuning: Tuning
+    own: Points, maps: Tensor, grid: Window, asked: npt.NDArray[np.bool_], tuning: Tuning
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The matcher's answers (S, 2) and further peaks of its maps (K, h, w) of the K asked points: (S, M, 2), (S, M)."""
     cells, heights = peaks(maps, tuning.peaks)

@@ -41,7 +41,7 @@ def real(values: Tensor) -> Tensor:
     return values.float() if values.is_floating_point() and values.element_size() < 4 else values
 
 
-def to_array(values: object, dtype: type = np.float64) -> npt.NDArray[Any]:
+def to_array(values: object) -> npt.NDArray[np.float64]:
     """Real numbers as an array: of an array, a tensor on any device, or lists of either; masked values are NaN.
 
     Raises:
@@ -54,8 +54,17 @@ def to_array(values: object, dtype: type = np.float64) -> npt.NDArray[Any]:
         raise TypeError(f"complex numbers ({array.dtype})")
     if array.dtype.kind in "bmM":
         raise TypeError(f"no coordinates or scores ({array.dtype})")
-    with np.errstate(all="ignore"):  # what float32 cannot hold is infinite
-        return array.astype(dtype, copy=False)
+    with np.errstate(all="ignore"):  # what float64 cannot hold is infinite
+        return array.astype(np.float64, copy=False)
+
+
+def to_tensor(values: object) -> Tensor:
+    """Real numbers as float32, on the device where they are; otherwise as `to_array`."""
+    import torch
+
+    if isinstance(values, torch.Tensor):
+        return real(values).float()
+    return torch.from_numpy(np.array(to_array(values), order="C")).float()
 
 
 def _plain(values: object) -> Any:
@@ -218,8 +227,8 @@ def soft_peak(values: Tensor, reach: int = 1, temperature: float = 0.05) -> tupl
     return cells.masked_fill(undefined[:, None], torch.nan), score.masked_fill(undefined, torch.nan)
 
 
-def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The highest local peaks of maps (N, h, w), to less than a cell.
+def peaks(values: Tensor, most: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The highest local peaks of maps (N, h, w), to less than a cell. Found on their device.
 
     Returns:
         cells (N, most, 2), x then y, NaN where a map has fewer; and how many of the map's deviations each peak lies
@@ -227,7 +236,6 @@ def peaks(maps: npt.NDArray[np.float32], most: int) -> tuple[npt.NDArray[np.floa
     """
     import torch
 
-    values = torch.from_numpy(maps)
     if len(values) == 0:
         return np.empty((0, most, 2)), np.empty((0, most))
     flat = torch.where(values >= _highest_near(values), values, -torch.inf).flatten(1)

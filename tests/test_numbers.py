@@ -14,7 +14,7 @@ import torch
 import kbc
 from kbc.errors import InputError, KBCError, MatcherError
 from kbc.matchers.builtin import hog_features
-from kbc.tensors import to_array
+from kbc.tensors import to_array, to_tensor
 from tests.conftest import draw_scene
 
 POINTS = np.array([[60.0, 70.0], [90.0, 64.0], [71.0, 93.0], [88.0, 90.0]])
@@ -185,7 +185,9 @@ def test_an_array_is_what_every_kind_of_numbers_becomes() -> None:
     learned = torch.ones(2, 2, requires_grad=True)
     np.testing.assert_array_equal(to_array(learned), np.ones((2, 2)))
     np.testing.assert_array_equal(to_array(np.ma.array([1, 2], mask=[0, 1])), [1, np.nan])
-    np.testing.assert_array_equal(to_array([1e308], np.float32), [np.inf])  # without a warning
+    assert to_tensor([[1, 2]]).dtype == torch.float32
+    assert to_tensor(np.array([1e308])).isinf().all()  # without a warning
+    assert to_tensor(np.arange(4, dtype=">f8")[::-1]).tolist() == [3, 2, 1, 0]
     with pytest.raises(TypeError, match="complex"):
         to_array(np.array([1j]))
 

@@ -12,6 +12,7 @@ import torch
 import kbc
 import kbc.data
 from kbc.pipeline import KBCMatcher
+from kbc.tuning import TUNING
 from kbc.types import Match, Pair
 from tests.conftest import Oracle, draw_scene, find_ramp, ramp, read_ramp
 
@@ -580,6 +581,23 @@ class Counted(Oracle):
 
     def spent(self) -> float:
         return 0.5 * len(self.images) if self.shares_features else float(self.seen)
+
+
+@pytest.mark.parametrize("budget", ["fast", "thorough"])
+@pytest.mark.parametrize("kind", ["features", "correlation"])
+def test_maps_stay_on_their_device(kind: str, budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device's numbers only points, scores and peaks are fetched: `.cpu()` is the one way from there."""
+    fetched = []
+    fetch = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda one: fetched.append(one.nelement()) or fetch(one))
+    cells = 24
+    if kind == "features":
+        matcher: Any = kbc.from_features(lambda x: torch.nn.functional.avg_pool2d(x, 8), stride=8, size=8 * cells)
+    else:
+        matcher = kbc.from_correlation(lambda a, b: torch.rand(len(a), cells**2, cells**2), size=8 * cells)
+    result = kbc.wrap(matcher, budget=budget).match([oracle_pair()])[0]
+    points = len(SMALL) + result.support
+    assert 2 * points <= max(fetched) <= 2 * TUNING.peaks * points < cells**2 * points
 
 
 class CountedWithMaps(Counted):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from kbc.errors import InputError, MatcherError, must_be
 from kbc.geometry import Points, Window, as_size, cell_centres, defined
@@ -119,8 +118,10 @@ class FeatureMatcher:
                     self._cache.put(key, found[key])
         return [found[key] for key in keys]
 
-    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+    def similarity(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Per pair (N, h, w): cosine of each keypoint's feature with the target's cells, over the whole target.
+
+        On the device.
 
         Free right after `match` of the same `Pair` objects.
         """
@@ -128,7 +129,7 @@ class FeatureMatcher:
         missing = [pair for pair in pairs if pair not in found]
         found.update(zip(missing, self._compared(missing), strict=True))
         with exact(self._device):
-            return [self._on_regular_cells(found[pair]).cpu().numpy() for pair in pairs]
+            return [self._on_regular_cells(found[pair]) for pair in pairs]
 
     def _compared(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Per pair the similarity of its keypoints (N, h, w) with the target's own cells."""

@@ -98,7 +98,7 @@ class FunctionMatcher:
         return None if scores is None else self._shaped("scores", scores, (count,))
 
     def _shaped(self, what: str, values: Any, shape: tuple[int, ...]) -> Points:
-        array = as_numbers(self.name, what, values)
+        array: Points = as_numbers(self.name, what, values)
         if self._image == "batch" and array.ndim == len(shape) + 1 and array.shape[0] == 1:
             array = array[0]
         if array.shape != shape:

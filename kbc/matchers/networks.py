@@ -165,15 +165,15 @@ class CorrelationMatcher(_StretchedNetwork):
             matches.append(Match(points, score.to(torch.float64).cpu().numpy()))
         return matches
 
-    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
-        """Per pair (N, h, w) over the whole target: the correlation at each keypoint.
+    def similarity(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """Per pair (N, h, w) over the whole target, on the device: the correlation at each keypoint.
 
         Free right after `match` of the same `Pair` objects.
         """
         kept = [self._kept.pop(pair, None) for pair in pairs]
         missing = [pair for pair, values in zip(pairs, kept, strict=True) if values is None]
         fresh = iter(self._rows(missing) if missing else [])
-        return [(next(fresh) if values is None else values).cpu().numpy() for values in kept]
+        return [next(fresh) if values is None else values for values in kept]
 
     def _rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
         volume = self._run(pairs)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from kbc.errors import KBCError, MatcherError
-from kbc.geometry import as_size, defined, far_outside, looks_relative
-from kbc.tensors import to_array
+from kbc.geometry import Points, as_size, defined, far_outside, looks_relative
+from kbc.tensors import to_array, to_tensor
 from kbc.types import Match, Pair
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Matcher(Protocol):
@@ -61,11 +64,12 @@ class SimilarityMatcher(Protocol):
         """As `Matcher.match`."""
         ...
 
-    def similarity(self, pairs: Sequence[Pair]) -> list[npt.NDArray[np.float32]]:
+    def similarity(self, pairs: Sequence[Pair]) -> Sequence[npt.NDArray[np.float32] | Tensor]:
         """Per pair (N, h, w): similarity of each keypoint to a grid of cells that covers the whole target image.
 
         Cell (i, j) has its centre at the point ((j + 0.5)·W/w − 0.5, (i + 0.5)·H/h − 0.5). Higher is more alike.
-        NaN rows where the keypoint is undefined.
+        NaN rows where the keypoint is undefined. Arrays, or tensors on any device: there they stay, and only their
+        peaks are fetched.
         """
         ...
 
@@ -155,7 +159,7 @@ def _one_per_pair(who: str, kind: str, ask: Callable[..., Any], pairs: Sequence[
 
 def checked(name: str, pair: Pair, answer: Match, asked: int) -> Match:
     """The answer as float64 with undefined points NaN, or a `MatcherError` that names it; see `run_matcher`."""
-    points = as_numbers(name, "keypoints", getattr(answer, "keypoints", answer))
+    points: Points = as_numbers(name, "keypoints", getattr(answer, "keypoints", answer))
     wanted = pair.keypoints.shape
     if points.shape != wanted:
         raise MatcherError(f"matcher {name!r} must give keypoints of shape {wanted}, received {points.shape}")
@@ -189,32 +193,36 @@ def checked(name: str, pair: Pair, answer: Match, asked: int) -> Match:
     return Match(points, score)
 
 
-def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[npt.NDArray[np.float32]]:
+def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[Tensor]:
     """Ask a `SimilarityMatcher` for maps and refuse what cannot be maps: per pair (K, h, w) of its K defined points.
+
+    On the device where the matcher has them.
 
     Raises:
         MatcherError: it raised, or gave another number of maps, maps of another form, or values that are not finite.
     """
+    import torch
+
     name = matcher_name(matcher)
     who = f"`similarity` of matcher {name!r}"
     answers = _one_per_pair(who, "array", matcher.similarity, pairs, **options)
     found = []
     for pair, answer in zip(pairs, answers, strict=True):
-        maps = as_numbers(name, "similarity", answer, np.float32)
+        maps: Tensor = as_numbers(name, "similarity", answer, to_tensor)
         count = len(pair.keypoints)
         if maps.ndim != 3 or len(maps) != count or 0 in maps.shape[1:]:
-            raise MatcherError(f"{who} must give ({count}, h, w), received {maps.shape}")
-        known = maps[defined(pair.keypoints)]
-        if not np.isfinite(known).all():
+            raise MatcherError(f"{who} must give ({count}, h, w), received {tuple(maps.shape)}")
+        known = maps[torch.from_numpy(defined(pair.keypoints)).to(maps.device)]
+        if not bool(known.isfinite().all()):
             raise MatcherError(f"{who} must be finite where the keypoint is defined")
         found.append(known)
     return found
 
 
-def as_numbers(name: str, what: str, values: Any, dtype: type = np.float64) -> npt.NDArray[Any]:
-    """`to_array`, or a `MatcherError` that says what was received instead."""
+def as_numbers(name: str, what: str, values: Any, convert: Callable[[object], Any] = to_array) -> Any:
+    """The values converted, or a `MatcherError` that says what was received instead."""
     try:
-        return to_array(values, dtype)
+        return convert(values)
     except (TypeError, ValueError, OverflowError) as error:
         received = f"{values!r:.60} ({error})"
         raise MatcherError(f"matcher {name!r} must give numbers as {what}, received {received}") from error

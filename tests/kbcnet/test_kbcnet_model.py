@@ -102,7 +102,7 @@ def test_features_are_kept_per_image_within_a_bound(network: Network) -> None:
 def test_similarity_covers_the_target_and_peaks_where_the_match_lies(network: Network) -> None:
     matcher = KBCNet(network, size=(64, 96))
     pair = pairs(1)[0]
-    values = matcher.similarity([pair])[0]
+    values = matcher.similarity([pair])[0].numpy()
     match = matcher.match([pair])[0]
     assert values.shape == (len(pair.keypoints), 8, 12)
     assert values.dtype == np.float32
