@@ -244,7 +244,11 @@ def _report(
     if unreadable:
         lost = f"{counted(len(unreadable), 'pair')} left out that could not be loaded"
         print(f"note: {lost}, e.g. {next(iter(unreadable.values()))}", file=sys.stderr)
-    return 0 if any(outcome.counts for outcome in outcomes) else 1
+    failed = [outcome for outcome in outcomes if outcome.failure == "matcher"]
+    if failed:
+        first = f"{failed[0].run!r} on pair {failed[0].pair!r}: {failed[0].error}"
+        print(f"note: {counted(len(failed), 'match')} failed, and count as wrong, e.g. {first}", file=sys.stderr)
+    return 0 if any(outcome.counts and outcome.failure is None for outcome in outcomes) else 1
 
 
 def _numbers(report: Report, outcomes: list[Outcome], seconds: float) -> str:

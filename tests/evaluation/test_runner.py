@@ -314,6 +314,30 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_first_match(
     assert sum(matcher.asked for matcher in built) == 0
 
 
+def test_a_matcher_that_fails_on_every_pair_is_told_and_no_success(
+    root: Path, tmp_path: Path, stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kbc.cli import main
+
+    class Failing(Shifted):  # type: ignore[misc]
+        limit = 0
+
+        def match(self, pairs: Any) -> list[Match]:
+            if self.asked >= self.limit:
+                raise ValueError("no such layer")
+            return super().match(pairs)  # type: ignore[no-any-return]
+
+    stub(lambda run: Failing(0.0))
+    words = ["eval", "--data", "coco", "--root", str(root), "--kbc", "off", "--figures", "none", "--quiet", "--out"]
+    assert main([*words, str(tmp_path / "none")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("note: 12 matches failed, and count as wrong, e.g. 'hog off' on pair '1-2': MatcherError: ")
+    assert said.endswith("raised ValueError: no such layer\n")
+    Failing.limit = 3
+    assert main([*words, str(tmp_path / "some"), "--limit", "4"]) == 0
+    assert "note: 1 match failed, and count" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--alpha", "--shrink", "--size"])
 def test_a_number_of_a_list_that_stands_twice_is_refused(
     root: Path, capsys: pytest.CaptureFixture[str], option: str
