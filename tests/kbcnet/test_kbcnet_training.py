@@ -18,6 +18,7 @@ from kbcnet_helpers import SMALL, small_config, small_recipe
 from kbc.cli import train as command
 from kbc.errors import DataError, InputError
 from kbc.evaluation.runner import torchrun_rank
+from kbc.files import LineFile
 from kbc.kbcnet.checkpoint import empty_network, load_checkpoint
 from kbc.kbcnet.training.batches import Mixture, indices_of
 from kbc.kbcnet.training.pool import _digest
@@ -26,7 +27,7 @@ from kbc.kbcnet.training.sources import HELD_OUT
 from kbc.kbcnet.training.state import learning_rate
 from kbc.kbcnet.training.trainer import Options, TrainingError, World, run, train
 from kbc.matchers.resnet import ResNet
-from kbc.weights import load_metadata, load_safetensors
+from kbc.weights import load_metadata, load_safetensors, save_safetensors
 
 TRAIN = ["-m", "kbc", "train", "kbcnet"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -293,9 +294,56 @@ def test_another_recipe_or_a_damaged_state_in_the_folder(tmp_path: Path) -> None
     with pytest.raises(InputError, match="same recipe"):
         train(small_recipe(lr=0.5), options(tmp_path))
     last = tmp_path / "last.safetensors"
-    last.write_bytes(last.read_bytes()[:-50])
-    with pytest.raises(DataError):
+    about, tensors = load_metadata(last), load_safetensors(last)
+    save_safetensors(last, tensors, about | {"kbc": "0.0.1"})
+    with pytest.raises(InputError, match="same version of kbc"):
         train(small_recipe(), options(tmp_path))
+    save_safetensors(last, tensors, about | {"step": "3"})
+    with pytest.raises(DataError, match=r"it says step 3, and AdamW has done 1\); remove it to begin anew"):
+        train(small_recipe(), options(tmp_path))
+    last.write_bytes(last.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"a folder with a whole last\.safetensors, .*remove it to begin anew"):
+        train(small_recipe(), options(tmp_path))
+
+
+def test_a_state_of_before_versions_were_noted_is_gone_on_from(tmp_path: Path) -> None:
+    train(small_recipe(), options(tmp_path, stop_after=3))
+    last = tmp_path / "last.safetensors"
+    about = {key: value for key, value in load_metadata(last).items() if key not in ("kbc", "backbone")}
+    save_safetensors(last, load_safetensors(last), about)
+    assert same(train(small_recipe(), options(tmp_path)), train(small_recipe(), options(tmp_path / "whole")))
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "small.safetensors", "small.json", "log.csv"])
+def test_what_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"`out` must be a file's name, received the folder '.*{name}'"):
+        train(small_recipe(), options(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with LineFile(tmp_path / "log.csv", alone=True), pytest.raises(InputError, match="by one process at a time"):
+        train(small_recipe(), options(tmp_path))
+    train(small_recipe(), options(tmp_path, stop_after=1))
+
+
+def test_a_run_stops_after_at_least_one_step(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`stop_after` must be at least 1, received 0"):
+        train(small_recipe(), options(tmp_path, stop_after=0))
+
+
+def test_a_run_does_not_go_on_with_another_frozen_backbone(tmp_path: Path) -> None:
+    weights = tmp_path / "resnet18.pth"
+    model = SMALL | {"backbone": "resnet18", "layers": (2, 3, 4)}
+    recipe = small_recipe(model=model, backbone_weights=str(weights), backbone_lr=0, validate_pairs=0)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.save(ResNet("resnet18").state_dict(), weights)
+        if seed == 1:
+            train(recipe, options(tmp_path / "run", stop_after=1))
+    with pytest.raises(InputError, match="same backbone weights"):
+        train(recipe, options(tmp_path / "run"))
 
 
 def test_a_frozen_backbone_is_seen_once_per_pair_and_stays_as_it_was(

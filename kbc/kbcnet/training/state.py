@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kbc import __version__
 from kbc.errors import DataError, InputError, must_be
 from kbc.kbcnet.backbone import resnet_weights
-from kbc.kbcnet.checkpoint import empty_network, fill, put_backbone, save_checkpoint
+from kbc.kbcnet.checkpoint import backbone_digest, empty_network, fill, put_backbone, save_checkpoint
 from kbc.kbcnet.model import Network
 from kbc.kbcnet.training.objective import Objective
 from kbc.kbcnet.training.recipe import Recipe
 from kbc.kbcnet.training.sources import expanded
 from kbc.weights import load_metadata, load_safetensors, save_safetensors, tensors_digest
 
+_WHOLE, _ANEW = "a folder with a whole last.safetensors", "remove it to begin anew"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -34,6 +36,7 @@ class State:
     Attributes:
         trained: name → parameter, those with a gradient.
         initial, ema: name → value at the start, and the mean over the steps.
+        backbone: digest of the weights that the recipe names by their file; "" without.
         step: how many are done.
         pck: per cent, NaN before the first validation.
     """
@@ -44,6 +47,7 @@ class State:
         self.optimizer = torch.optim.AdamW(_groups(self.trained, recipe), betas=(0.9, 0.98))
         self.initial = {name: p.detach().clone() for name, p in self.trained.items()}
         self.ema = {name: value.clone() for name, value in self.initial.items()}
+        self.backbone = backbone_digest(network) if recipe.backbone_weights else ""
         self.step, self.pck = 0, math.nan
 
     def set_rate(self, share: float) -> None:
@@ -107,6 +111,7 @@ def save(state: State, path: Path) -> None:
     """Everything to go on from, in one file that appears whole or not at all."""
     tensors = state.state_dict()
     about = {"step": str(state.step), "recipe": state.recipe.digest(), "pck": str(state.pck)}
+    about |= {"kbc": __version__, "backbone": state.backbone}
     save_safetensors(path, tensors, about | {"digest": tensors_digest(tensors)})
 
 
@@ -115,8 +120,15 @@ Saved = tuple[dict[str, str], dict[str, Tensor]]
 
 
 def read(path: Path) -> Saved | None:
-    """What `save` wrote there; None where nothing is."""
-    return (load_metadata(path), load_safetensors(path)) if path.is_file() else None
+    """What `save` wrote there; None where nothing is.
+
+    Raises:
+        DataError: something else is.
+    """
+    try:
+        return (load_metadata(path), load_safetensors(path)) if path.is_file() else None
+    except DataError as error:
+        raise DataError(must_be("out", _WHOLE, str(error).partition(", received ")[2], f"or {_ANEW}")) from error
 
 
 def restore(state: State, saved: Saved, path: Path) -> None:
@@ -126,22 +138,28 @@ def restore(state: State, saved: Saved, path: Path) -> None:
         path: where it lies, for messages.
 
     Raises:
-        InputError: it is of another recipe.
+        InputError: it is of another recipe, by another version of kbc or on other backbone weights.
         DataError: it is not whole.
     """
     about, tensors = saved
-    if about.get("recipe") != state.recipe.digest():
-        hint = f"choose another --out, or remove {path}"
-        raise InputError(must_be("out", "a folder of a run under the same recipe", repr(str(path.parent)), hint))
+    now = {"recipe": state.recipe.digest(), "kbc": __version__, "backbone": state.backbone}
+    names = {"recipe": "recipe", "kbc": "version of kbc", "backbone": "backbone weights"}
+    for key, name in names.items():
+        if about.get(key, now[key] if key != "recipe" else None) != now[key]:  # files of before have the recipe alone
+            hint = f"choose another --out, or remove {path}"
+            raise InputError(must_be("out", f"a folder of a run under the same {name}", repr(str(path.parent)), hint))
     try:
         state.step, state.pck = int(about["step"]), float(about.get("pck", "nan"))
         if not 0 <= state.step <= state.recipe.steps:
             raise ValueError(f"it is at step {state.step} of {state.recipe.steps}")
         if about.get("digest") != tensors_digest(tensors):
             raise ValueError("its values are not those that were written")
+        counted = max((int(value) for name, value in tensors.items() if name.startswith("step/")), default=0)
+        if counted != state.step:
+            raise ValueError(f"it says step {state.step}, and AdamW has done {counted}")
         state.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise DataError(must_be("out", "a folder with a whole last.safetensors", f"{path} ({error})")) from error
+        raise DataError(must_be("out", _WHOLE, f"{path} ({error})", _ANEW)) from error
 
 
 def finish(state: State, path: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from kbc.errors import InputError, KBCError, must_be, whole_number
-from kbc.files import output_folder
+from kbc.files import LineFile, output_file, output_folder
 from kbc.kbcnet.model import Network, rows_at
 from kbc.kbcnet.training.batches import Batch, Mixture, batches, held_out, indices_of, on_device
 from kbc.kbcnet.training.logs import Log
@@ -81,6 +83,8 @@ def train(recipe: Recipe, options: Options, environment: dict[str, str] | None =
             device that is not there, folders that cannot be written to.
     """
     environment = dict(os.environ) if environment is None else environment
+    if options.stop_after is not None and options.stop_after < 1:
+        raise InputError(must_be("stop_after", "at least 1", options.stop_after))
     if isinstance(options.workers, bool) or not isinstance(options.workers, int) or options.workers < 0:
         raise InputError(must_be("workers", "a whole number, not negative", repr(options.workers)))
     with _Processes(options.device) as world:
@@ -135,17 +139,27 @@ def run(recipe: Recipe, options: Options, environment: dict[str, str], world: Wo
     for name, folder in (("out", options.out), ("cache", options.cache)):
         if folder is not None and world.rank == 0:
             output_folder(folder, name)
-    last = options.out / "last.safetensors"
-    _resume(state, last, world)
-    _loop(state, mixture, options, world, last)
-    if state.step < recipe.steps:
-        return last
-    result = options.out / f"{recipe.name}.safetensors"
-    if world.rank == 0:
-        finish(state, result)
+    last, result = options.out / "last.safetensors", options.out / f"{recipe.name}.safetensors"
+    with _alone(last, result) if world.rank == 0 else nullcontext():
+        _resume(state, last, world)
+        _loop(state, mixture, options, world, last)
+        if state.step < recipe.steps:
+            return last
+        if world.rank == 0:
+            finish(state, result)
     if world.size > 1:
         torch.distributed.barrier()
     return result
+
+
+@contextmanager
+def _alone(last: Path, result: Path) -> Iterator[None]:
+    """Nobody else trains into the folder, and what is to be written can be: asked before the first step."""
+    log = last.with_name("log.csv")
+    for path in (last, result, result.with_name(f"{result.stem}.json"), log):
+        output_file(path, "out")
+    with LineFile(log, alone=True):
+        yield
 
 
 def _resume(state: State, path: Path, world: World) -> None:
