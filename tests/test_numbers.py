@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,6 +15,8 @@ import torch
 import kbc
 from kbc.errors import InputError, KBCError, MatcherError
 from kbc.matchers.builtin import hog_features
+from kbc.matchers.resnet import ResNet
+from kbc.matchers.voting import _displacements
 from kbc.tensors import to_array, to_tensor
 from tests.conftest import draw_scene
 
@@ -75,6 +78,32 @@ def test_float64_as_the_default_dtype(name: str, float64_by_default: None) -> No
     found = answer(name)
     torch.set_default_dtype(torch.float32)
     np.testing.assert_allclose(found, answer(name), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(MATCHERS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_coarse_default_dtype_changes_nothing(name: str, dtype: torch.dtype, float64_by_default: None) -> None:
+    torch.set_default_dtype(dtype)
+    found = answer(name)
+    torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, answer(name))
+
+
+def test_votes_are_counted_by_the_same_displacements_whatever_the_default_dtype_is(float64_by_default: None) -> None:
+    exact = _displacements(90, 75, torch.device("cpu"))
+    torch.set_default_dtype(torch.bfloat16)
+    assert torch.equal(_displacements(90, 75, torch.device("cpu")), exact)
+
+
+@pytest.mark.parametrize("name", ["kbcnet", "resnet18"])
+def test_a_network_is_loaded_on_the_cpu_whatever_the_default_device_is(name: str, tmp_path: Path) -> None:
+    options = {}
+    if name == "resnet18":
+        torch.save(ResNet().state_dict(), tmp_path / "resnet18.pth")
+        options = {"weights": str(tmp_path / "resnet18.pth")}
+    with torch.device("meta"):  # as set_default_device("cuda") does, and holds no numbers
+        found = kbc.load_matcher(name, **options).match([pair()])[0].keypoints
+    np.testing.assert_array_equal(found, kbc.load_matcher(name, **options).match([pair()])[0].keypoints)
 
 
 @pytest.mark.parametrize("name", ["hog", "function", "kbcnet"])

@@ -20,6 +20,7 @@ from kbc.evaluation.pck import PCK, PCKResult, Protocol, correct
 from kbc.files import output_file, output_folder, write_json
 from kbc.geometry import Points
 from kbc.images import image_hw
+from kbc.matchers.protocol import Matcher
 from kbc.progress import progress_bar
 from kbc.types import Match, MatchResult
 
@@ -76,6 +77,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Match, print the table, write the files."""
+    from kbc import load_matcher
+
     if args.pairs < 1:
         raise InputError(must_be("--pairs", "at least 1", args.pairs))
     folder = output_folder(args.out, "--out")
@@ -84,10 +87,13 @@ def run(args: argparse.Namespace) -> int:
     with_plot = not args.no_plot and _can_draw()
     chosen = contestants(args.matcher, key_values(args.option))
     config = make_config(None, kbc_options(args))
+    # What is wrong with the matchers and the drawings is said before the plan.
+    matchers = [(name, load_matcher(name, **options)) for name, options in chosen]
+    draw_scenes(1, args.seed, args.variation)
     if not args.quiet:
         print(fitted(plan(args.pairs, chosen, config)), file=sys.stderr)
     scenes = draw_scenes(args.pairs, args.seed, args.variation)
-    outcomes = [play(name, scenes, options, config, not args.quiet) for name, options in chosen]
+    outcomes = [play(name, matcher, scenes, config, not args.quiet) for name, matcher in matchers]
     best = max(outcomes, key=lambda outcome: outcome.with_kbc.per_point[0.1])
     if args.json != "-":
         print(table(outcomes, len(scenes), config), flush=True)
@@ -152,12 +158,12 @@ def contestants(name: str, options: dict[str, Any]) -> list[tuple[str, dict[str,
 
 
 def play(
-    name: str, scenes: Sequence[ScenePair], options: dict[str, Any], config: KBCConfig, progress: bool = False
+    name: str, matcher: Matcher, scenes: Sequence[ScenePair], config: KBCConfig, progress: bool = False
 ) -> Outcome:
     """One matcher on all scenes, wrapped by KBC; its coarse answers are the matcher without KBC."""
-    from kbc import load_matcher, wrap
+    from kbc import wrap
 
-    wrapped = wrap(load_matcher(name, **options), config)
+    wrapped = wrap(matcher, config)
     start = time.perf_counter()
     results: list[MatchResult] = []
     with progress_bar("pair", progress) as show:

@@ -157,8 +157,8 @@ def put_backbone(network: Network, state: dict[str, Tensor]) -> None:
 
 
 def empty_network(config: ModelConfig, *, learned_coarse: bool = False, seed: int = 0) -> Network:
-    """A network with weights drawn from a seed; torch's own random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
+    """A network on the CPU with weights drawn from a seed; torch's own random state stays as it was."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # whatever the default device is
         torch.manual_seed(seed)
         return Network(config, learned_coarse=learned_coarse)
 

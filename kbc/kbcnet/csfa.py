@@ -99,7 +99,10 @@ def _position_code(maps: Tensor, grid: Grid) -> Tensor:
     waves = (
         2 * torch.pi / (16 * 32 ** (torch.arange(count, device=maps.device, dtype=torch.float32) / max(count - 1, 1)))
     )
-    y, x = (grid.to_pixels(torch.arange(n, device=maps.device))[:, None] * waves for n in (height, width))
+    y, x = (
+        grid.to_pixels(torch.arange(n, device=maps.device, dtype=torch.float32))[:, None] * waves
+        for n in (height, width)
+    )
     across = torch.cat([x.sin(), x.cos()], dim=1).T[:, None].expand(-1, height, -1)
     down = torch.cat([y.sin(), y.cos()], dim=1).T[:, :, None].expand(-1, -1, width)
     return torch.cat([across, down])[None].to(maps.dtype)

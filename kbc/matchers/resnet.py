@@ -137,7 +137,8 @@ def resnet(name: ResNetName = "resnet18", weights: str | Path | None = None) -> 
     Raises:
         DataError: missing or broken file, weights of another network, or no way to download them.
     """
-    network = ResNet(name).float().eval()  # whatever the default dtype is
+    with torch.device("cpu"):  # whatever the default device and dtype are
+        network = ResNet(name).float().eval()
     if weights is None:
         return network
     state = _downloaded(_HUB[name]) if str(weights) == "imagenet" else load_weights(weights)

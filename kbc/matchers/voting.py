@@ -73,7 +73,7 @@ def _voted(agreement: Tensor, reach: float, tolerance: float) -> Tensor:
 def _displacements(cells_a: int, cells_b: int, device: torch.device) -> Tensor:
     """Which displacement, 0 … 2·cells_b − 2, leads from each cell of one axis to each of the other: (a, b)."""
     scale = (cells_b - 1) / max(cells_a - 1, 1)
-    laid = (torch.arange(cells_a, device=device) * scale).round().long()
+    laid = (torch.arange(cells_a, device=device, dtype=torch.float32) * scale).round().long()
     return torch.arange(cells_b, device=device) - laid[:, None] + cells_b - 1
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+import kbc
 from kbc import cli
 from kbc.cli.demo import by_gain, draw_scenes, plan, play, table
 from kbc.config import KBCConfig
@@ -63,7 +64,7 @@ def test_the_demo_says_beforehand_how_long_it_takes() -> None:
 
 def test_the_demo_runs_at_the_library_s_default_and_says_what_kbcnet_has_seen() -> None:
     scenes = draw_scenes(1, 0, 0.3)
-    outcome = play("hog", scenes, {}, KBCConfig())
+    outcome = play("hog", kbc.load_matcher("hog"), scenes, KBCConfig())
     shown = table([outcome, replace(outcome, matcher="kbcnet")], 1, KBCConfig())
     assert "budget 'fast'" in " ".join(shown.split())
     assert "trained on drawings of this kind" in " ".join(shown.split())
@@ -96,9 +97,14 @@ def test_json_on_standard_output_is_nothing_else(tmp_path: Path, capsys: pytest.
 
 
 def test_wrong_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for option, value in (("--pairs", "0"), ("--variation", "2")):
-        assert cli.main(["demo", option, value, "--out", str(tmp_path)]) == 2
-        assert f"{option.lstrip('-')}` must be" in capsys.readouterr().err
+    for option, value in (("--pairs", "0"), ("--variation", "2"), ("--seed", "-1")):
+        assert cli.main(["demo", option, value, "--no-plot", "--out", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert f"{option.lstrip('-')}` must be" in err
+        assert err.count("\n") == 1  # no work was announced
+    words = ["demo", "--matcher", "resnet18", "--option", "weights=absent.pth", "--no-plot", "--out", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith("kbc: `weights` must be an existing weight file, received 'absent.pth'")
     assert cli.main(["demo", "--option", "size=3", "--out", str(tmp_path)]) == 2
     assert "`--option` must be given together with --matcher" in capsys.readouterr().err
 
@@ -106,7 +112,7 @@ def test_wrong_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.slow
 def test_kbc_plainly_helps_on_the_demos_scenes() -> None:
     scenes = draw_scenes(12, 0, 0.3)
-    outcome = play("hog", scenes, {}, KBCConfig(budget="thorough"))
+    outcome = play("hog", kbc.load_matcher("hog"), scenes, KBCConfig(budget="thorough"))
     gain = outcome.with_kbc.per_point[0.1] - outcome.without.per_point[0.1]
     assert gain > 0.2
     order = by_gain(outcome, scenes)

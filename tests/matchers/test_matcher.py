@@ -401,3 +401,5 @@ def test_answers_that_all_lie_outside_the_target_are_noted() -> None:
     for away, noted in ((700, True), (300, False)):  # of the second some lie inside
         found = kbc.wrap(lambda s, t, k, away=away: k + np.array([away, 0])).match([Pair(blank, blank, asked)])[0]
         assert ("all answers lie outside the target" in " ".join(found.notes)) == noted
+        assert found.confidence is not None
+        assert (found.confidence == 0).all() == noted
