@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
@@ -177,16 +178,35 @@ class CorrelationMatcher(_StretchedNetwork):
 
     def _rows(self, pairs: Sequence[Pair]) -> list[Tensor]:
         volume = self._run(pairs)
+        given = tuple(volume.shape)
         if volume.ndim == 3:
-            source_grid = self._source_grid or _square(volume.shape[1], self.name)
-            volume = volume.reshape(len(pairs), *source_grid, *_square(volume.shape[2], self.name))
-        if volume.ndim != 5:
-            raise MatcherError(
-                f"matcher {self.name!r} must give (B, hs, ws, ht, wt) or (B, hs·ws, ht·wt), "
-                f"received {tuple(volume.shape)}"
-            )
+            source = self._source_grid or self._grid(given[1])
+            alike = given[1] == given[2]  # both images have one size
+            target = source if alike else self._grid(given[2])
+            volume = volume.reshape(len(pairs), *source, *target) if math.prod(source) == given[1] else volume
+        if volume.ndim != 5 or (self._source_grid or volume.shape[1:3]) != volume.shape[1:3]:
+            high, wide = self._source_grid or ("hs", "ws")
+            expected = f"(B, {high}, {wide}, ht, wt) or (B, {high}·{wide}, ht·wt)"
+            raise MatcherError(f"matcher {self.name!r} must give {expected}, received {given}")
         with exact(self._device):
             return [self._row(pair, values) for pair, values in zip(pairs, volume, strict=True)]
+
+    def _grid(self, cells: int) -> tuple[int, int]:
+        """(h, w) of so many cells in a row: in the shape of the input, or a square where the network makes one of it.
+
+        Raises:
+            MatcherError: they are neither, or could be both.
+        """
+        height, width = self.input_size
+        found = {(side, side) for side in [math.isqrt(cells)] if side * side == cells}
+        rows = max(round((cells * height / width) ** 0.5), 1)
+        if cells % rows == 0 and abs(cells // rows - rows * width / height) < 1:
+            found.add((rows, cells // rows))
+        if len(found) != 1:
+            be = f", which may be {' or '.join(f'{h}×{w}' for h, w in sorted(found))}" if found else ""
+            expected = "(B, hs, ws, ht, wt), or cells in a row of a grid in the shape of `size` or a square one"
+            raise MatcherError(f"matcher {self.name!r} must give {expected}, received {cells} cells in a row{be}")
+        return found.pop()
 
     def _row(self, pair: Pair, values: Tensor) -> Tensor:
         """(N, ht, wt) of a correlation (hs, ws, ht, wt)."""
@@ -197,15 +217,6 @@ class CorrelationMatcher(_StretchedNetwork):
         found = sample(maps, cells).mT.reshape(-1, *values.shape[2:])
         known = torch.as_tensor(defined(pair.keypoints), device=found.device)
         return torch.where(known[:, None, None], found, torch.nan)
-
-
-def _square(cells: int, name: str) -> tuple[int, int]:
-    side = round(cells**0.5)
-    if side * side != cells:
-        raise MatcherError(
-            f"matcher {name!r} must give a square grid or (B, hs, ws, ht, wt), received {cells} cells in a row"
-        )
-    return side, side
 
 
 def from_flow(
@@ -282,7 +293,8 @@ def from_correlation(
     Args:
         network: takes two (B, 3, H, W) batches; higher values are surer matches.
         size: what images are stretched to, (height, width) or the side of a square.
-        source_grid: (hs, ws) when the correlation is flat and the source's grid is not square.
+        source_grid: (hs, ws) of a flat correlation. Without it the grid has the shape of `size`, or is square where
+            the number of cells leaves only that; the target's is the same where it has as many cells.
         name: for messages and reports.
         normalise: give ImageNet-normalised RGB (else [0, 1]).
         device: where the network runs.
@@ -298,4 +310,5 @@ def from_correlation(
     _require_network(network)
     warn_if_training(network, "network")
     options = {"size_hw": as_size(size), "name": name, "normalise": normalise, "device": usable_device(device)}
-    return CorrelationMatcher(network, source_grid, **options)
+    grid = None if source_grid is None else as_size(source_grid, "source_grid")
+    return CorrelationMatcher(network, grid, **options)

@@ -157,8 +157,6 @@ def correlation(truth: np.ndarray, source_grid: tuple[int, int], target_grid: tu
 def test_a_correlation_with_known_peaks(
     size: tuple[int, int], source_grid: tuple[int, int], target_grid: tuple[int, int], flat: bool
 ) -> None:
-    if flat and target_grid[0] != target_grid[1]:
-        pytest.skip("a flat target grid must be square")
     x, y = cell_centres(source_grid, SOURCE_HW)
     cells = np.stack(np.meshgrid(x, y), axis=-1)
     to_cells = Window.whole(TARGET_HW, target_grid)
@@ -203,8 +201,8 @@ def test_a_correlation_with_known_peaks(
         (kbc.from_flow, [torch.zeros(1, 2, 8, 8)], "received list"),
         (kbc.from_flow, torch.full((1, 2, 8, 8), 1e5), "target's pixels"),
         (kbc.from_correlation, torch.zeros(1, 8, 8, 8), r"received \(1, 8, 8, 8\)"),
-        (kbc.from_correlation, torch.zeros(1, 60, 64), "square grid.*60"),
-        (kbc.from_correlation, torch.zeros(1, 64, 60), "square grid.*60"),
+        (kbc.from_correlation, torch.zeros(1, 60, 64), "square one, received 60 cells in a row"),
+        (kbc.from_correlation, torch.zeros(1, 64, 60), "square one, received 60 cells in a row"),
         (kbc.from_correlation, torch.full((1, 8, 8, 8, 8), torch.inf), "finite"),
         (kbc.from_correlation, torch.zeros(3, 8, 8, 8, 8), r"received \(3, 8, 8, 8, 8\)"),
         (kbc.from_correlation, None, "NoneType"),
@@ -217,10 +215,37 @@ def test_wrong_outputs_are_named(build: Any, output: Any, message: str) -> None:
     assert "'net'" in str(caught.value)
 
 
-def test_a_source_grid_that_does_not_fit_is_named() -> None:
-    matcher = kbc.from_correlation(lambda s, t: torch.zeros(1, 64, 64), source_grid=(4, 4), name="net")
-    with pytest.raises(MatcherError, match="'net'"):
+@pytest.mark.parametrize("output", [torch.zeros(1, 64, 64), torch.zeros(1, 8, 8, 8, 8)])
+def test_a_source_grid_that_does_not_fit_is_named(output: Tensor) -> None:
+    matcher = kbc.from_correlation(lambda s, t: output, source_grid=(4, 4), name="net")
+    with pytest.raises(MatcherError, match=r"'net' must give \(B, 4, 4, ht, wt\) or \(B, 4·4, ht·wt\), received \(1, "):
         run_matcher(matcher, [Pair(SOURCE, TARGET, POINTS)])
+    for grid in ("8x8", (8.0, 8.0), (-8, -8), (8, 8, 8)):
+        with pytest.raises(InputError, match="`source_grid` must be a side or"):
+            kbc.from_correlation(lambda s, t: output, source_grid=grid)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((128, 256), (8, 16)), ((100, 260), (3, 8)), ((200, 256), (16, 16)), ((64, 640), (2, 20)), ((256, 256), (32, 32))],
+)
+def test_cells_in_a_row_lie_as_the_input_does_or_in_a_square(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    x, y = cell_centres(grid, TARGET_HW)
+    volume = torch.eye(grid[0] * grid[1])[None]  # every cell is like its namesake alone
+    asked = np.array([[cell_centres(grid, SOURCE_HW)[0][1], cell_centres(grid, SOURCE_HW)[1][-1]]])
+    found = kbc.from_correlation(lambda s, t: volume, size=size).match([Pair(SOURCE, TARGET, asked)])[0].keypoints
+    assert found[0] == pytest.approx([x[1], y[-1]], abs=0.6 * max(x[1] - x[0], y[1] - y[0]))
+
+
+def test_cells_in_a_row_that_may_be_of_two_grids_are_refused() -> None:
+    flat = torch.eye(36)[None]  # 4 × 9, or 6 × 6 of a network that squares its input
+    with pytest.raises(MatcherError, match="received 36 cells in a row, which may be 4×9 or 6×6"):
+        kbc.from_correlation(lambda s, t: flat, size=(128, 288)).match([Pair(SOURCE, TARGET, POINTS)])
+    x, y = cell_centres((4, 9), SOURCE_HW)
+    found = kbc.from_correlation(lambda s, t: flat, size=(128, 288), source_grid=(4, 9))
+    maps = found.similarity([Pair(SOURCE, TARGET, [[x[7], y[1]]])])[0]
+    assert maps.shape == (1, 4, 9)
+    assert int(maps.argmax()) == 9 + 7
 
 
 @pytest.mark.parametrize("options", [{"direction": "backwards"}, {"frame": "metres"}, {"device": "meta"}])
