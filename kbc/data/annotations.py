@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kbc import files
 from kbc.data.records import Problems
-from kbc.errors import DataError, as_text, counted, must_be, requirement, width_by_height
+from kbc.errors import DataError, InputError, as_text, counted, must_be, nearest, requirement, width_by_height
 from kbc.geometry import Box, Points
 from kbc.headers import stated_size
 from kbc.images import Image, image_hw, load_image, turned
@@ -90,6 +90,17 @@ def inside(root: Path, name: str, argument: str = "file name") -> Path:
     else:
         return root / pure
     raise DataError(must_be(argument, f"a path below {str(root)!r}", received, hint))
+
+
+def require_category(category: str | None, known: Iterable[str]) -> None:
+    """Refuse a category that the data set does not have.
+
+    Raises:
+        InputError: it is none of the known ones; the nearest are named.
+    """
+    names = set(known)
+    if category is not None and category not in names:
+        raise InputError(must_be("category", "one of the data set's", repr(category), nearest(category, names)))
 
 
 def existing(path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from kbc.data.annotations import FAR, Zeros, existing, inside
+from kbc.data.annotations import FAR, Zeros, existing, inside, require_category
 from kbc.data.matlab import from_matlab, read_mat
 from kbc.data.records import CACHE_BYTES, BoxKind, Dataset, PairRecord, Problems
 from kbc.errors import DataError, InputError, must_be, refuse_others
@@ -55,6 +55,7 @@ def open_pfpascal(
     """
     base = Path(root)
     refuse_others("split", split, ("trn", "val", "test"))
+    require_category(category, CATEGORIES)
     refuse_others("points", points, ("auto", "mat", "csv"))
     folder = next((d for d in (base, base / "PF-dataset-PASCAL") if (d / "JPEGImages").is_dir()), None)
     if folder is None:

@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from kbc.data.annotations import FAR, FourNumbers, Record, Zeros, box_xyxy, existing, inside, read_json
+from kbc.data.annotations import (
+    FAR,
+    FourNumbers,
+    Record,
+    Zeros,
+    box_xyxy,
+    existing,
+    inside,
+    read_json,
+    require_category,
+)
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import DataError, must_be, refuse_others
 from kbc.files import is_file, read_text
@@ -70,6 +80,7 @@ def open_spair(
 
     Raises:
         DataError: the folder is not SPair-71k or lacks the split. Single broken pairs become `problems`.
+        InputError: a split, layout or category that there is not.
     """
     base = Path(root)
     refuse_others("split", split, ("trn", "val", "test"))
@@ -79,7 +90,9 @@ def open_spair(
     problems = Problems()
     reader = _Reader(base, split, problems)
     records = []
-    for name, times in Counter(_names(base, split, layout)).items():
+    names = _names(base, split, layout)
+    require_category(category, (name.rpartition(":")[2] for name in names))
+    for name, times in Counter(names).items():
         if category is not None and name.rpartition(":")[2] != category:
             continue
         if times > 1:

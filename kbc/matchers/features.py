@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from kbc.types import Match, Pair
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_NUMBERS = (int, float, np.integer, np.floating)
 
 _VOTE_REACH, _VOTE_TOLERANCE, _VOTE_WEIGHT, _VOTE_TEMPERATURE = 0.2, 0.09, 0.5, 0.05
 
@@ -218,6 +221,8 @@ class _Cache:
     """Feature maps by image, least recently used dropped first; several matchers and threads may share it."""
 
     def __init__(self, most_bytes: int) -> None:
+        if not isinstance(most_bytes, _NUMBERS):
+            raise InputError(must_be("cache_bytes", "a number of bytes, 0 for no cache", repr(most_bytes)))
         self._most = most_bytes
         self._held = 0
         self._maps: OrderedDict[bytes, Tensor] = OrderedDict()
@@ -287,11 +292,14 @@ def from_features(
         raise InputError(must_be("encode", expected, type(encode).__name__, "give what computes the features"))
     warn_if_training(encode, "encode")
     size_hw = as_size(size)
-    if not isinstance(stride, (int, float)) or not stride > 0:
+    if not isinstance(stride, _NUMBERS) or isinstance(stride, bool) or not 0 < stride < math.inf:
         raise InputError(must_be("stride", "a positive number of input pixels", repr(stride)))
+    stride = float(stride)
+    if offset is not None and not (isinstance(offset, _NUMBERS) and abs(offset) <= max(size_hw)):
+        raise InputError(must_be("offset", "where in the input the first cell's centre lies, pixels", repr(offset)))
     if min(size_hw) < stride:
-        raise InputError(must_be("size", f"at least one stride ({stride} px)", size_hw))
-    grid = Grid(float(stride), (stride - 1) / 2 if offset is None else float(offset))
+        raise InputError(must_be("size", f"at least one stride ({stride:g} px)", size_hw))
+    grid = Grid(stride, (stride - 1) / 2 if offset is None else float(offset))
     where = usable_device(device)
     return FeatureMatcher(encode, grid, size_hw, name=name, normalise=normalise, device=where, cache_bytes=cache_bytes)
 

@@ -637,3 +637,17 @@ def test_a_list_of_pairs_that_is_no_object_is_told_in_json_words(tmp_path: Path)
     layouts.write_json(layouts.coco(tmp_path) / "pairs.json", [[1, 2]])
     with pytest.raises(DataError, match=r"field 'the file' must be a JSON object, received \[\[1, 2\]\]"):
         open_dataset("coco", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "right"), [(layouts.spair, "spair", "cat"), (layouts.pascal, "pfpascal", "aeroplane")]
+)
+def test_a_category_that_the_set_does_not_have_is_refused(
+    tmp_path: Path, make: Callable[[Path], Path], kind: str, right: str
+) -> None:
+    make(tmp_path)
+    assert len(open_dataset(kind, tmp_path, category=right)) >= 2
+    with pytest.raises(
+        InputError, match=rf"`category` must be one of the data set's, received .*; did you mean '{right}'"
+    ):
+        open_dataset(kind, tmp_path, category=f"{right}s")

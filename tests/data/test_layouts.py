@@ -41,7 +41,6 @@ def test_spair_pairs_fields_and_layouts(tmp_path: Path) -> None:
     assert first.fields["truncation"] == 3
     assert (first.fields["source_truncated"], first.fields["target_truncated"]) == (0, 1)
     assert len(open_dataset("spair", tmp_path, layout="small")) == 1
-    assert len(open_dataset("spair", tmp_path, category="dog")) == 0
 
 
 def test_spair_reads_copies_without_colons_in_names(tmp_path: Path) -> None:

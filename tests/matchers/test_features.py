@@ -129,12 +129,21 @@ def test_wrong_features_are_named(encode: Any, message: str) -> None:
     ("options", "argument"),
     [
         ({"stride": 16, "size": 8}, "size"),
-        *(({"stride": stride}, "stride") for stride in (0, -4, float("nan"), "16", None, (16, 16))),
+        *(({"stride": stride}, "stride") for stride in (0, -4, float("nan"), float("inf"), "16", None, True, (16, 16))),
+        *(({"stride": 8, "offset": offset}, "offset") for offset in ("x", [1], float("nan"), -1e9)),
+        *(({"stride": 8, "cache_bytes": most}, "cache_bytes") for most in (None, "x")),
     ],
 )
 def test_impossible_grids_are_refused(options: dict[str, Any], argument: str) -> None:
     with pytest.raises(InputError, match=f"`{argument}`"):
         kbc.from_features(patch_means, **options)
+
+
+def test_numbers_of_numpy_are_strides_and_offsets() -> None:
+    pair = Pair(draw_scene(1), draw_scene(2), [[10.0, 10.0], [60.0, 50.0], [90.0, 30.0]])
+    wanted = kbc.from_features(patch_means, 8, size=128, offset=3.5).match([pair])[0].keypoints
+    found = kbc.from_features(patch_means, np.int64(8), size=128, offset=np.float32(3.5))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.match([pair])[0].keypoints, wanted)
 
 
 @pytest.mark.filterwarnings("error")
