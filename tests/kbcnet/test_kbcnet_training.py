@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from kbcnet_helpers import SMALL, small_config, small_recipe
+from test_kbcnet_samples import photo_set
 
 from kbc.cli import train as command
 from kbc.errors import DataError, InputError
@@ -333,6 +334,25 @@ def test_a_run_stops_after_at_least_one_step(tmp_path: Path) -> None:
         train(small_recipe(), options(tmp_path, stop_after=0))
 
 
+@pytest.mark.parametrize("change", ["points", "picture"])
+def test_a_run_does_not_go_on_with_other_photographs(tmp_path: Path, change: str) -> None:
+    photos = photo_set(tmp_path) | {"views": {"size": 64}}
+    recipe = small_recipe(data=[photos], validate_pairs=0)
+    train(recipe, options(tmp_path / "run", stop_after=1))
+    before = Mixture(recipe, {}).content()
+    folder = tmp_path / "blobs"
+    if change == "points":
+        text = (folder / "annotations.json").read_text()
+        content = json.loads(text)
+        content["annotations"][0]["keypoints"][0] += 1
+        (folder / "annotations.json").write_text(json.dumps(content))
+    else:
+        (folder / "images" / "1.png").write_bytes((folder / "images" / "0.png").read_bytes())
+    assert Mixture(recipe, {}).content() != before
+    with pytest.raises(InputError, match="same photographs and points"):
+        train(recipe, options(tmp_path / "run"))
+
+
 def test_a_run_does_not_go_on_with_another_frozen_backbone(tmp_path: Path) -> None:
     weights = tmp_path / "resnet18.pth"
     model = SMALL | {"backbone": "resnet18", "layers": (2, 3, 4)}
@@ -374,6 +394,11 @@ def test_a_frozen_backbone_is_seen_once_per_pair_and_stays_as_it_was(
     seen.clear()
     again = train(recipe, options(tmp_path / "b", cache=tmp_path))
     assert seen == []
+    (kept,) = tmp_path.glob("pool-*.safetensors")
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-50])
+    with pytest.raises(DataError, match=r"`cache` must be a folder of whole files, received .*pool-.*; remove it"):
+        train(recipe, options(tmp_path / "c", cache=tmp_path))
     assert same(path, again)
     network, card = load_checkpoint(path, tmp_path / "resnet18.pth")
     assert card.learned_coarse
@@ -453,9 +478,10 @@ def test_the_digest_holds_what_a_split_holds(tmp_path: Path) -> None:
         split.write_text(json.dumps({"a": {"train": names, "test": []}}))
         recipe = small_recipe(data=[photos])
         network = empty_network(small_config(backbone="resnet18"))
-        digests.append((recipe.digest(), _digest(network, recipe)))
+        digests.append((recipe.digest(), _digest(network, recipe, "")))
     assert digests[0][0] != digests[1][0]
     assert digests[0][1] != digests[1][1]
+    assert _digest(network, recipe, "other pictures") != digests[1][1]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,10 @@ class Mixture(Dataset[dict[str, Tensor]]):
             "parts": torch.from_numpy(np.where(sample.parts >= 0, sample.parts + self.first[at], -1)),
         }
 
+    def content(self) -> str:
+        """A digest of what the pairs are drawn from beside the recipe."""
+        return "".join(source.content() for source in self.sources[0])
+
 
 def indices_of(recipe: Recipe, step: int) -> list[int]:
     """The pairs of a step: the next ones, or a draw from the pool."""

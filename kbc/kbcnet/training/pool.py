@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from kbc import __version__
+from kbc.errors import DataError, must_be
 from kbc.kbcnet.backbone import normalised
 from kbc.kbcnet.checkpoint import backbone_digest
 from kbc.kbcnet.model import Network
 from kbc.kbcnet.training.recipe import Recipe
 from kbc.progress import progress_bar
 from kbc.weights import load_safetensors, save_safetensors
+
+if TYPE_CHECKING:
+    from kbc.kbcnet.training.batches import Mixture
 
 _SIDES = ("source", "target")
 _POINTS = ("keypoints", "truth", "parts")
@@ -30,13 +34,19 @@ class FeaturePool:
         self.levels = sum(name.startswith("source") for name in tensors)
 
     @classmethod
-    def of(
-        cls, network: Network, pairs: Dataset[dict[str, Tensor]], recipe: Recipe, cache: Path | None, progress: bool
-    ) -> FeaturePool:
-        """Compute the pool's features, or read them where a run with the same data and backbone left them."""
-        path = cache / f"pool-{_digest(network, recipe)}.safetensors" if cache is not None else None
+    def of(cls, network: Network, pairs: Mixture, recipe: Recipe, cache: Path | None, progress: bool) -> FeaturePool:
+        """Compute the pool's features, or read them where a run with the same data and backbone left them.
+
+        Raises:
+            DataError: what was left there is damaged.
+        """
+        path = cache / f"pool-{_digest(network, recipe, pairs.content())}.safetensors" if cache is not None else None
         if path is not None and path.is_file():
-            return cls(load_safetensors(path))
+            try:
+                return cls(load_safetensors(path))
+            except DataError as error:
+                received = str(error).partition(", received ")[2].removesuffix("; copy it again")
+                raise DataError(must_be("cache", "a folder of whole files", received, "remove it")) from error
         assert recipe.pool is not None  # the caller's condition
         found: dict[str, Tensor] = {}
         with progress_bar("pair", progress) as show:
@@ -66,7 +76,8 @@ def _features(network: Network, pair: dict[str, Tensor]) -> dict[str, Tensor]:
     return found | {name: pair[name] for name in _POINTS}
 
 
-def _digest(network: Network, recipe: Recipe) -> str:
-    data = recipe.model_dump(mode="json", include={"data", "mix", "pool", "seed"}) | {"splits": recipe.splits}
+def _digest(network: Network, recipe: Recipe, content: str) -> str:
+    data = recipe.model_dump(mode="json", include={"data", "mix", "pool", "seed"})
+    data |= {"splits": recipe.splits, "content": content, "kbc": __version__}
     text = json.dumps(data, sort_keys=True) + backbone_digest(network) + str(network.config.layers)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

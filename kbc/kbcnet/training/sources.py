@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from kbc.errors import DataError, InputError, must_be
-from kbc.files import read_json
+from kbc.files import file_digest, read_json
 from kbc.kbcnet.training.augment import Sample, Views, framed_pair, mirrored, rising, warped_pair
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class PairSource(Protocol):
         """The pair of this index, the same at every call."""
         ...
 
+    def content(self) -> str:
+        """A digest of what the pairs are drawn from beside `data`; "" where kbc's version tells."""
+        ...
+
 
 def pair_source(data: ScenesData | PhotosData, environment: dict[str, str]) -> PairSource:
     """The pairs that `data` describes.
@@ -104,6 +109,10 @@ class SceneSource:
         sides = [(scene.source.image, scene.source.keypoints), (scene.target.image, scene.target.keypoints)]
         parts = self.first[scene.category] + np.arange(len(scene.names))
         return framed_pair(np.random.default_rng([self.data.seed, index, 7]), sides, parts, self.data.views)
+
+    def content(self) -> str:
+        """Nothing: kbc draws them."""
+        return ""
 
     def _scene(self, index: int) -> ScenePair:
         from kbc.data.scenes.render import scene_pair
@@ -180,6 +189,18 @@ class PhotoSource:
         parts = np.full(len(record.keypoints), -1) if first is None else first + np.arange(len(record.keypoints))
         sample = framed_pair(rng, sides, parts, self.data.views)
         return mirrored(sample) if rng.random() < 0.5 else sample
+
+    def content(self) -> str:
+        """Of points and pictures, wherever they lie: machines that train together may have them in other folders."""
+        found = hashlib.sha256()
+        pictures: dict[Path, None] = {}
+        for record in (record for records in self.by_set for record in records):
+            points = [side.tolist() for _, side in record.sides]
+            found.update(repr([record.id, record.category, points]).encode())
+            pictures |= dict.fromkeys(path for path, _ in record.sides)
+        for path in pictures:
+            found.update(file_digest(path).encode())
+        return found.hexdigest()
 
 
 def read_split(name: str) -> dict[str, dict[str, list[str]]]:

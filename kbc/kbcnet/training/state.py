@@ -32,6 +32,7 @@ class State:
         network: with its initial weights, on the device.
         objective: the network with its loss, on the device; its parameters are what is trained.
         recipe: learning rates.
+        content: `Mixture.content` of what is trained on.
 
     Attributes:
         trained: name → parameter, those with a gradient.
@@ -41,8 +42,8 @@ class State:
         pck: per cent, NaN before the first validation.
     """
 
-    def __init__(self, network: Network, objective: Objective, recipe: Recipe) -> None:
-        self.network, self.objective, self.recipe = network, objective, recipe
+    def __init__(self, network: Network, objective: Objective, recipe: Recipe, content: str = "") -> None:
+        self.network, self.objective, self.recipe, self.content = network, objective, recipe, content
         self.trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(_groups(self.trained, recipe), betas=(0.9, 0.98))
         self.initial = {name: p.detach().clone() for name, p in self.trained.items()}
@@ -111,7 +112,7 @@ def save(state: State, path: Path) -> None:
     """Everything to go on from, in one file that appears whole or not at all."""
     tensors = state.state_dict()
     about = {"step": str(state.step), "recipe": state.recipe.digest(), "pck": str(state.pck)}
-    about |= {"kbc": __version__, "backbone": state.backbone}
+    about |= {"kbc": __version__, "backbone": state.backbone, "content": state.content}
     save_safetensors(path, tensors, about | {"digest": tensors_digest(tensors)})
 
 
@@ -138,12 +139,17 @@ def restore(state: State, saved: Saved, path: Path) -> None:
         path: where it lies, for messages.
 
     Raises:
-        InputError: it is of another recipe, by another version of kbc or on other backbone weights.
+        InputError: it is of another recipe, by another version of kbc, on other backbone weights or photographs.
         DataError: it is not whole.
     """
     about, tensors = saved
-    now = {"recipe": state.recipe.digest(), "kbc": __version__, "backbone": state.backbone}
-    names = {"recipe": "recipe", "kbc": "version of kbc", "backbone": "backbone weights"}
+    now = {"recipe": state.recipe.digest(), "kbc": __version__, "backbone": state.backbone, "content": state.content}
+    names = {
+        "recipe": "recipe",
+        "kbc": "version of kbc",
+        "backbone": "backbone weights",
+        "content": "photographs and points",
+    }
     for key, name in names.items():
         if about.get(key, now[key] if key != "recipe" else None) != now[key]:  # files of before have the recipe alone
             hint = f"choose another --out, or remove {path}"

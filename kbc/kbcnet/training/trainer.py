@@ -135,7 +135,7 @@ def run(recipe: Recipe, options: Options, environment: dict[str, str], world: Wo
     network = initial_network(recipe, environment).to(world.device)
     mixture = Mixture(recipe, environment)
     objective = Objective(network, recipe, len(mixture.names), options.compile).to(world.device)
-    state = State(network, objective, recipe)
+    state = State(network, objective, recipe, mixture.content())
     for name, folder in (("out", options.out), ("cache", options.cache)):
         if folder is not None and world.rank == 0:
             output_folder(folder, name)
