@@ -109,7 +109,7 @@ def requirement(message: str) -> str:
     'must be a valid number'
     """
     known = {"Field required": "must be given", "Extra inputs are not permitted": "must not be given"}
-    said = message.removeprefix("Input should be ")
+    said = message.removeprefix("Input should be ").partition(" or instance of ")[0]  # the name of a class of kbc's
     return f"must be {said}" if said != message else known.get(message, f"is not valid ({message})")
 
 

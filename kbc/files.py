@@ -27,8 +27,10 @@ def as_path(path: object, argument: str) -> Path:
     """A path that a user gave, with `~` expanded.
 
     Raises:
-        InputError: neither text nor a path.
+        InputError: neither text nor a path, or an empty one: a variable of the shell that is not set, not this folder.
     """
+    if path == "":
+        raise InputError(must_be(argument, "a path", "an empty one", "'.' is this folder"))
     try:
         return Path(path).expanduser()  # type: ignore[arg-type]
     except (TypeError, RuntimeError) as error:  # no path at all; a home that is not known
@@ -180,8 +182,6 @@ def output_folder(path: str | os.PathLike[str], argument: str) -> Path:
     Raises:
         InputError: it can be neither made nor written to.
     """
-    if path == "":  # a variable of the shell that is not set, not the folder one is in
-        raise InputError(must_be(argument, "the name of a folder", "an empty one", "'.' is this folder"))
     path = as_path(path, argument)
     try:
         path.mkdir(parents=True, exist_ok=True)

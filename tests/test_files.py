@@ -165,7 +165,7 @@ def test_where_a_file_system_has_no_locks_nobody_is_refused(tmp_path: Path, monk
 
 
 def test_an_output_folder_without_a_name_is_not_the_one_one_is_in() -> None:
-    with pytest.raises(InputError, match=r"`--out` must be the name of a folder, received an empty one"):
+    with pytest.raises(InputError, match=r"`--out` must be a path, received an empty one; '\.' is this folder"):
         output_folder("", "--out")
     assert output_folder(".", "--out") == Path()
 

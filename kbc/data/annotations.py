@@ -58,12 +58,11 @@ def checked(data: object, model: type[_M], path: Path) -> _M:
 def explain(error: ValidationError) -> str:
     """A validation error in one line: the first wrong field, what it must be and what it is."""
     first, count = error.errors(include_url=False)[0], error.error_count()
-    said = "must be a JSON object" if first["type"] == "model_type" else requirement(first["msg"])
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     received = repr(first.get("input"))
     shown = received if len(received) <= 60 else received[:57] + "…"
     more = f" (and {count - 1} more)" if count > 1 else ""
-    return f"field {where!r} {said}, received {shown}{more}"
+    return f"field {where!r} {requirement(first['msg'])}, received {shown}{more}"
 
 
 def inside(root: Path, name: str, argument: str = "file name") -> Path:

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from kbc.errors import DataError, InputError, must_be
+from kbc.errors import DataError, InputError, must_be, requirement
 from kbc.files import is_file, read_json, write_json
 from kbc.kbcnet.backbone import resnet_weights
 from kbc.kbcnet.config import ModelConfig
@@ -118,14 +118,15 @@ def read_card(path: str | Path) -> Card:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise DataError(must_be("weights", "a KBCNet checkpoint", f"{str(path)!r}: {where}: {first['msg']}")) from error
+        received = f"{str(path)!r}, in which {where!r} {requirement(first['msg'])}"
+        raise DataError(must_be("weights", "a KBCNet checkpoint", received)) from error
 
 
 def _files(path: str | Path) -> tuple[Path, Path]:
     """The tensors' and the JSON's file of a checkpoint; a name may have dots of its own ("run.v1")."""
     path = Path(path)
     name = path.stem if path.suffix in (".safetensors", ".json") else path.name
-    return path.with_name(f"{name}.safetensors"), path.with_name(f"{name}.json")
+    return path.parent / f"{name}.safetensors", path.parent / f"{name}.json"
 
 
 def fill(network: Network, state: dict[str, Tensor], where: str, *, with_backbone: bool = True) -> None:

@@ -635,7 +635,7 @@ def test_a_file_whose_name_differs_in_capitals_is_pointed_to(tmp_path: Path, mak
 
 def test_a_list_of_pairs_that_is_no_object_is_told_in_json_words(tmp_path: Path) -> None:
     layouts.write_json(layouts.coco(tmp_path) / "pairs.json", [[1, 2]])
-    with pytest.raises(DataError, match=r"field 'the file' must be a JSON object, received \[\[1, 2\]\]"):
+    with pytest.raises(DataError, match=r"field 'the file' must be a valid dictionary, received \[\[1, 2\]\]"):
         open_dataset("coco", tmp_path)
 
 

@@ -62,6 +62,14 @@ def test_names_with_dots_and_names_without_an_ending(name: str, tmp_path: Path, 
         assert load(weights=tmp_path / given).name == f"kbcnet-{base}"
 
 
+@pytest.mark.parametrize("name", [".", "/", ".."])
+def test_a_folder_is_no_checkpoint(name: str) -> None:
+    with pytest.raises(InputError, match="`weights` must be an existing KBCNet checkpoint"):
+        load_checkpoint(name)
+    with pytest.raises(InputError, match="`weights` must be a path, received an empty one"):
+        load(weights="")
+
+
 def test_damaged_or_missing_files(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none"):
         load_checkpoint(tmp_path / "none.safetensors")
@@ -73,7 +81,7 @@ def test_damaged_or_missing_files(checkpoint: Path, tmp_path: Path) -> None:
     for broken, message in (
         ({**card, "format": "kbcnet-9"}, "update kbc"),
         ({**card, "format": "kbcnet-9", "layout": "new"}, "format kbcnet-1, received 'kbcnet-9'; a newer kbc wrote it"),
-        ([1, 2], "a KBCNet checkpoint"),
+        ([1, 2], "in which 'the file' must be a valid dictionary$"),
         ({"model": {"backbone": "vgg"}}, "backbone"),
     ):
         checkpoint.with_suffix(".json").write_text(json.dumps(broken))
