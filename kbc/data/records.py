@@ -206,10 +206,12 @@ class Dataset(Sequence[PairRecord]):
 
     def limited(self, count: int | None) -> Dataset:
         """At most `count` pairs, evenly spread over the list, so that every category keeps its share."""
-        if count is None or count >= len(self):
+        if count is None:
             return self
-        if count < 1:
-            raise InputError(must_be("limit", "at least 1", count))
+        if not isinstance(count, (int, np.integer)) or count < 1:
+            raise InputError(must_be("limit", "a whole number, at least 1", repr(count)))
+        if count >= len(self):
+            return self
         return self.subset(self.records[i] for i in np.linspace(0, len(self) - 1, count).round().astype(int))
 
     def shard(self, index: int, count: int) -> Dataset:
@@ -218,7 +220,7 @@ class Dataset(Sequence[PairRecord]):
         Raises:
             InputError: not 0 ≤ index < count.
         """
-        if not 0 <= index < count:
+        if not all(isinstance(one, (int, np.integer)) for one in (index, count)) or not 0 <= index < count:
             raise InputError(must_be("shard", "i/n with 0 ≤ i < n", f"{index}/{count}"))
         return self.subset(self.records[index::count])
 

@@ -43,7 +43,7 @@ def shrink(dataset: Dataset, factor: float, seed: int = 0, cache_bytes: int = CA
         InputError: `factor` below 1, or no other photo to paste into. A photo that would grow beyond what memory is
             likely to hold becomes a problem of its pairs.
     """
-    if not 1 <= factor <= MAX_FACTOR:
+    if not isinstance(factor, (int, float, np.integer, np.floating)) or not 1 <= factor <= MAX_FACTOR:
         raise InputError(must_be("shrink", f"a factor of 1 to {MAX_FACTOR}", factor))
     if factor == 1 or not len(dataset):
         return dataset

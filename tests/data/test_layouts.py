@@ -6,12 +6,13 @@ import os
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import layouts  # type: ignore[import-not-found]
 import numpy as np
 import pytest
 
-from kbc.data import Dataset, open_dataset
+from kbc.data import Dataset, open_dataset, shrink
 from kbc.data.matlab import read_mat
 from kbc.errors import DataError, InputError
 from kbc.geometry import Box, defined
@@ -272,6 +273,21 @@ def test_a_limit_is_spread_over_the_list_and_shards_partition_it(tmp_path: Path)
     assert sorted(parts) == sorted(record.id for record in dataset)
     with pytest.raises(InputError, match="shard"):
         dataset.shard(4, 4)
+
+
+def test_parts_and_factors_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    dataset: Any = open_dataset("coco", layouts.coco(tmp_path))
+    for count in (0, -1, 2.5, "2"):
+        with pytest.raises(InputError, match="`limit` must be a whole number, at least 1, received"):
+            dataset.limited(count)
+    for index, count in ((0, 0), (2, 2), (0.5, 2), ("0", "2")):
+        with pytest.raises(InputError, match="`shard` must be i/n"):
+            dataset.shard(index, count)
+    for factor in (0.5, "2", None, (2, 2)):
+        with pytest.raises(InputError, match="`shrink` must be a factor of 1 to"):
+            shrink(dataset, factor)
+    assert len(dataset.limited(np.int64(2))) == 2
+    assert shrink(dataset, np.float32(2)).name.endswith("shrunk 2")
 
 
 def test_unknown_kinds_and_options_name_the_nearest(tmp_path: Path) -> None:
