@@ -25,6 +25,13 @@ FourNumbers: TypeAlias = Annotated[list[float], Field(min_length=4, max_length=4
 """A box in a file, in whichever order."""
 
 
+def told_size(width: int | None, height: int | None) -> tuple[int, int] | None:
+    """(height, width) of a picture where a file tells what one can have: VIA writes −1, others 0."""
+    if height is None or width is None:
+        return None
+    return (height, width) if 0 < height < FAR and 0 < width < FAR else None
+
+
 class Record(BaseModel):
     """Base of the models of annotation files: further fields are the data set's own business, NaN is refused."""
 
@@ -165,7 +172,10 @@ def load_sized(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> Image:
     size_hw = image_hw(image)
     annotated = sizes.get(path, size_hw)
     if annotated != size_hw:
-        picture, hint = f"those of the picture, {width_by_height(size_hw)}", "annotate the picture as it is now"
+        picture, hint = (
+            f"those of the picture, {width_by_height(size_hw)}",
+            "annotate the picture as it is now, or take the one that was annotated",
+        )
         if turned(path):
             picture += " once its EXIF tag has turned it upright"
             hint = "annotate it upright, or take the tag out of the file if it was annotated without"

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from kbc.data.annotations import FAR, FourNumbers, Record, Zeros, box_xywh, existing, inside, read_json
+from kbc.data.annotations import (
+    FAR,
+    FourNumbers,
+    Record,
+    Zeros,
+    box_xywh,
+    existing,
+    inside,
+    load_sized,
+    read_json,
+    told_size,
+)
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import DataError, must_be, refuse_others
 from kbc.files import is_file, visible
@@ -28,6 +40,8 @@ class _Image(Record):
     keypoints: list[float]
     name: str = ""
     file_name: str = ""
+    width: int | None = None
+    height: int | None = None
 
 
 def open_ap10k(
@@ -43,7 +57,8 @@ def open_ap10k(
     `PairAnnotation/<split>[_cross_species|_cross_family]/<a>-<b>:<group>.json` names two files of
     `ImageAnnotation/<family>/<species>/` (by a path from the authors' working directory: only the part from
     `ImageAnnotation` on counts), each one COCO instance with its `bbox` (x, y, width, height) and 17 points; the
-    image is its namesake in `JPEGImages`. Points are taken as they stand, 0-based.
+    image is its namesake in `JPEGImages`, and has the size that the annotation tells: one that was resized since
+    cannot be loaded. Points are taken as they stand, 0-based.
 
     Args:
         root: the folder `ap-10k`.
@@ -72,13 +87,15 @@ def open_ap10k(
     reader.zeros.report("ImageAnnotation", problems)
     if not records and not problems:
         raise DataError(f"{folder}: it holds no pair")
-    return Dataset(f"AP-10K {benchmark} {split}", records, problems, cache_bytes=cache_bytes)
+    open_image = partial(load_sized, sizes=reader.sizes)
+    return Dataset(f"AP-10K {benchmark} {split}", records, problems, open_image, cache_bytes)
 
 
 class _Reader:
     def __init__(self, base: Path, visible: int) -> None:
         self.base, self.visible = base, visible
         self.zeros = Zeros("file")
+        self.sizes: dict[Path, tuple[int, int]] = {}
         self._held: dict[str, _Image] = {}
 
     def record(self, path: Path) -> PairRecord:
@@ -110,6 +127,8 @@ class _Reader:
             self._held[below] = read_json(inside(self.base / "ImageAnnotation", below, "json path"), _Image)
         annotation = self._held[below]
         image = self._image(below, annotation)
+        if size_hw := told_size(annotation.width, annotation.height):
+            self.sizes[image] = size_hw
         return image, self.zeros.absent(self._points(below, annotation), below), annotation
 
     def _image(self, below: str, annotation: _Image) -> Path:

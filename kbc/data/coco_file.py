@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kbc import files
-from kbc.data.annotations import FAR, FourNumbers, Record, box_xywh, existing, explain, inside
+from kbc.data.annotations import FourNumbers, Record, box_xywh, existing, explain, inside, told_size
 from kbc.data.records import BoxKind, Problems
 from kbc.errors import DataError
 from kbc.geometry import Box
@@ -27,10 +27,8 @@ class CocoImage(Record):
 
     @property
     def size_hw(self) -> tuple[int, int] | None:
-        """(height, width) where the file tells what a picture can have: VIA writes −1, others 0."""
-        if self.height is None or self.width is None:
-            return None
-        return (self.height, self.width) if 0 < self.height < FAR and 0 < self.width < FAR else None
+        """(height, width) where the file tells it."""
+        return told_size(self.width, self.height)
 
 
 class CocoCategory(Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,8 +18,10 @@ from kbc.data.annotations import (
     box_xyxy,
     existing,
     inside,
+    load_sized,
     read_json,
     require_category,
+    told_size,
 )
 from kbc.data.records import CACHE_BYTES, Dataset, PairRecord, Problems
 from kbc.errors import DataError, must_be, refuse_others
@@ -47,6 +50,8 @@ class _Pair(Record):
 
 class _Image(Record):
     bndbox: FourNumbers
+    image_width: int | None = None
+    image_height: int | None = None
     truncated: int = 0
     occluded: int = 0
     difficult: int = 0
@@ -64,7 +69,8 @@ def open_spair(
 
     `Layout/<layout>/<split>.txt` names the pairs, `PairAnnotation/<split>/<pair>.json` describes them (its `:` may
     have become `_` on file systems that forbid it), `JPEGImages/<category>/` holds the images. From
-    `ImageAnnotation/<category>/` come the per-image flags, and the box of a pair is compared with the image's.
+    `ImageAnnotation/<category>/` come the per-image flags and sizes (a picture of another size cannot be loaded: it was
+    resized since), and the box of a pair is compared with the image's.
     Points and boxes are taken as the files have them. The box's corners are its edges, so that its width is
     x1 − x0, which is what every published threshold uses.
 
@@ -102,7 +108,8 @@ def open_spair(
         except DataError as error:
             problems.add(f"PairAnnotation/{split}/{name}.json", error, 1)
     reader.zeros.report(f"PairAnnotation/{split}", problems)
-    return Dataset(f"SPair-71k {split}", records, problems, cache_bytes=cache_bytes)
+    open_image = partial(load_sized, sizes=reader.sizes)
+    return Dataset(f"SPair-71k {split}", records, problems, open_image, cache_bytes)
 
 
 def _names(base: Path, split: str, layout: str) -> list[str]:
@@ -117,6 +124,7 @@ class _Reader:
     def __init__(self, base: Path, split: str, problems: Problems) -> None:
         self.base, self.folder, self.problems = base, base / "PairAnnotation" / split, problems
         self.zeros = Zeros("object")
+        self.sizes: dict[Path, tuple[int, int]] = {}
         self._images: dict[Path, _Image | None] = {}
 
     def record(self, name: str) -> PairRecord:
@@ -165,6 +173,8 @@ class _Reader:
         known = self._images[path]
         if known is None:
             return {}
+        if size_hw := told_size(known.image_width, known.image_height):
+            self.sizes[image] = size_hw
         if known.bndbox != corners:
             self.problems.add(str(path), f"field 'bndbox' is {known.bndbox}, but a pair of this image says {corners}")
         return {flag: getattr(known, flag) for flag in ("truncated", "occluded", "difficult")}

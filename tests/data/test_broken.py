@@ -289,6 +289,22 @@ def test_a_picture_of_another_size_than_annotated_is_named_and_not_measured(
     assert len(shrink(dataset, 2.0)) == 2
 
 
+@pytest.mark.parametrize(("make", "kind"), [(layouts.spair, "spair"), (layouts.ap10k, "ap10k")])
+def test_a_picture_of_an_official_set_that_was_resized_is_named_and_not_measured(
+    tmp_path: Path, make: Callable[[Path], Path], kind: str
+) -> None:
+    first = open_dataset(kind, make(tmp_path))[0]
+    resize(first.source_path)
+    dataset = open_dataset(kind, tmp_path)
+    (found,) = dataset.check()
+    assert found.where == str(first.source_path)
+    assert "must be those of the picture, 40×30, received 80×60; annotate the picture as it is now, or take" in str(
+        found
+    )
+    with pytest.raises(DataError, match="width and height of"):
+        dataset.load(dataset[0])
+
+
 @pytest.mark.parametrize(
     "size", [{}, {"width": None, "height": None}, {"width": 0, "height": 0}, {"width": -1, "height": -1}]
 )
