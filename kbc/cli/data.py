@@ -137,8 +137,12 @@ def detect(folder: Path) -> str:
     if not os.path.isdir(folder):
         raise DataError(must_be("DIR", "an existing folder", repr(str(folder)), "check the path"))
     kind = _kind(folder)
-    lists = (path for name in ("annotations.json", "*_pairs*.csv") for path in folder.glob(name))
-    if kind and (kind in ("spair", "ap10k") or any(lists)):
+    own = (
+        path
+        for name in ("JPEGImages", "PairAnnotation", "annotations.json", "*_pairs*.csv")
+        for path in folder.glob(name)
+    )
+    if kind and any(own):
         return kind
     below = {path: found for path in visible(folder.iterdir()) if path.is_dir() and (found := _kind(path))}
     if kind and set(below.values()) <= {kind}:  # its own folders

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -126,11 +127,16 @@ def existing(path: Path) -> Path:
 def namesake(path: Path) -> str:
     """A hint for a file that is not there: another in its folder whose name differs in capital letters alone."""
     try:
-        listed = os.listdir(path.parent)
+        near = _by_lower(path.parent, path.parent.stat().st_mtime_ns).get(path.name.lower())
     except (OSError, ValueError):
         return ""
-    near = [name for name in listed if name != path.name and name.lower() == path.name.lower()]
-    return f"; there is {as_text(near[0])!r}, which differs in capital letters" if near else ""
+    return f"; there is {as_text(near)!r}, which differs in capital letters" if near and near != path.name else ""
+
+
+@lru_cache(maxsize=8)  # a hundred thousand pictures may be asked for in a folder of as many
+def _by_lower(folder: Path, changed: int) -> dict[str, str]:
+    """Lower-case name → name of the files of a folder, as it was when it was last changed."""
+    return {name.lower(): name for name in os.listdir(folder)}
 
 
 def box_xyxy(values: Sequence[float], field: str) -> Box:
@@ -172,10 +178,8 @@ def load_sized(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> Image:
     size_hw = image_hw(image)
     annotated = sizes.get(path, size_hw)
     if annotated != size_hw:
-        picture, hint = (
-            f"those of the picture, {width_by_height(size_hw)}",
-            "annotate the picture as it is now, or take the one that was annotated",
-        )
+        picture = f"those of the picture, {width_by_height(size_hw)}"
+        hint = "annotate the picture as it is now, or take the one that was annotated"
         if turned(path):
             picture += " once its EXIF tag has turned it upright"
             hint = "annotate it upright, or take the tag out of the file if it was annotated without"

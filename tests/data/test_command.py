@@ -243,3 +243,9 @@ def test_an_spair_without_its_lists_is_not_taken_for_ap10k(tmp_path: Path) -> No
     shutil.rmtree(layouts.spair(tmp_path) / "Layout")
     with pytest.raises(DataError, match=r"Layout/large/test\.txt: cannot be read"):
         call("check", str(tmp_path))
+
+
+def test_the_annotations_of_a_pascal_without_lists_are_not_taken_for_another_set(tmp_path: Path) -> None:
+    folder = layouts.pascal(tmp_path) / "PF-dataset-PASCAL"
+    with pytest.raises(DataError, match="no pair list; looked for test_pairs"):
+        call("check", str(folder))
