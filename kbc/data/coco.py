@@ -244,6 +244,8 @@ class CocoReader:
 
     def record(self, source: int, target: int) -> PairRecord:
         """The pair of two annotation ids."""
+        if source == target:
+            raise DataError(f"pair {source}-{target} is of one annotation with itself")
         source_path, points, source_box, _ = self.side(source)
         target_path, target_points, target_box, kind = self.side(target)
         a, b = self.annotations[source], self.annotations[target]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -228,11 +229,16 @@ def execute_jobs(
     """`execute` in several processes of this machine, each with its share of the processor's threads.
 
     Raises:
-        InputError: `jobs` below 1.
+        InputError: `jobs` below 1, or options that cannot be sent to other processes.
         KBCError: what the first failing process raised.
     """
     if jobs < 1:
         raise InputError(must_be("jobs", "at least 1", jobs))
+    try:
+        pickle.dumps(plan)
+    except Exception as error:  # pickle raises what the object does
+        hint = "name a function as package.module:function"
+        raise InputError(must_be("jobs", "1 where an option cannot be sent to other processes", error, hint)) from error
     import torch
 
     _prepare(plan, folder, datasets, strict)

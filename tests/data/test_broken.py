@@ -145,6 +145,13 @@ def test_a_pair_that_is_listed_twice_counts_once(tmp_path: Path) -> None:
     assert "pair 1-2 is listed twice (1 pair left out)" in str(dataset.problems[0])
 
 
+def test_a_pair_of_one_annotation_with_itself_is_none(tmp_path: Path) -> None:
+    layouts.write_json(layouts.coco(tmp_path) / "pairs.json", {"pairs": [[1, 2], [3, 3]]})
+    dataset = open_dataset("coco", tmp_path)
+    assert [record.id for record in dataset] == ["1-2"]
+    assert "pair 3-3 is of one annotation with itself (1 pair left out)" in str(dataset.problems[0])
+
+
 def test_placeholders_at_the_origin_are_absent_and_named(tmp_path: Path) -> None:
     zeros = [0, 0, 2, 43, 25, 2, 30, 44, 2]
     annotation(2, keypoints=zeros)(layouts.coco(tmp_path))

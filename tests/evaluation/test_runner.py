@@ -231,6 +231,13 @@ def test_two_processes_of_two_plans_do_not_mix_in_a_folder(root: Path, tmp_path:
     assert len(read_outcomes(folder)) == 48
 
 
+def test_an_option_that_cannot_travel_is_refused_for_several_processes(root: Path, tmp_path: Path) -> None:
+    made = Plan((Source("coco", str(root)),), (Run("stub", options={"network": lambda x: x}),))
+    with pytest.raises(InputError, match="`jobs` must be 1 where an option cannot be sent to"):
+        execute_jobs(made, tmp_path / "out", made.open(), 2)
+    assert not (tmp_path / "out").exists()
+
+
 def _edit(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
