@@ -125,6 +125,16 @@ def in_one_place(points: Points, answers: Points) -> bool:
     return bool(given < 1e-3 < asked)
 
 
+def in_one_line(points: Points, answers: Points) -> bool:
+    """Whether ten or more points (N, 2), not in one line themselves, have answers (N, 2) that are."""
+    told = defined(points) & defined(answers)
+    if told.sum() < 10:  # a few may well lie so, and in one row of a matcher's cells
+        return False
+    around = (one[told] - one[told].mean(axis=0) for one in (points, answers))
+    asked, given = (np.linalg.svd(one, compute_uv=False)[1] / told.sum() ** 0.5 for one in around)
+    return bool(given < 1e-3 < asked)
+
+
 def as_size(size: object, argument: str = "size") -> tuple[int, int]:
     """(height, width) in whole pixels, of that or of the side of a square.
 

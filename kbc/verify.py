@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kbc import layout
 from kbc.confidence import clues, confidence
-from kbc.geometry import Points, in_one_place, outside
+from kbc.geometry import Points, in_one_line, in_one_place, outside
 from kbc.localize import agreed, stacked_answers
 from kbc.probe import Observation, PairState
 from kbc.tuning import Tuning
@@ -143,7 +143,8 @@ def assured(
     heard = [*answer.heard, *refused]
     found = clues(state, answer.points, answer.size, [p.seen for p in heard], [p.points for p in heard], back)
     asked = np.where(state.usable[:, None], state.points, np.nan)
-    told = not all(in_one_place(asked, p.seen.own) for p in heard)  # one place tells nothing and agrees with itself
+    # One place, or one line, tells nothing and agrees with itself.
+    told = not all(in_one_place(asked, p.seen.own) or in_one_line(asked, p.seen.own) for p in heard)
     given = answer.points[: len(state.known)][state.known]
     told &= not len(given) or not outside(given, state.target_hw).all()  # nor do places that the target does not have
     return replace(answer, confidence=told * confidence(found, len(back) > 0, tuning), clues=found)

@@ -403,3 +403,17 @@ def test_answers_that_all_lie_outside_the_target_are_noted() -> None:
         assert ("all answers lie outside the target" in " ".join(found.notes)) == noted
         assert found.confidence is not None
         assert (found.confidence == 0).all() == noted
+
+
+@pytest.mark.parametrize("box", [None, (80, 60, 220, 200)])
+def test_answers_that_all_lie_in_one_line_are_no_agreement(box: tuple[int, int, int, int] | None) -> None:
+    source, target = draw_scene(1, (300, 400)), draw_scene(2, (300, 400))
+    asked = [[100, 80], [150, 90], [120, 140], [180, 160], [140, 110]]
+    for function, nothing in (
+        (lambda s, t, k: k * (1, 0) + (0, 100), True),  # y is lost
+        (lambda s, t, k: k[:, :1] * (0.5, 0.5) + 20, True),  # x is written twice
+        (lambda s, t, k: k * (1, 0.2) + (0, 100), False),
+    ):
+        found = kbc.wrap(function).match([Pair(source, target, asked, target_box=box)])[0]
+        assert found.confidence is not None
+        assert (found.confidence == 0).all() == nothing
