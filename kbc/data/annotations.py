@@ -164,7 +164,7 @@ def box_xywh(values: Sequence[float], field: str = "bbox") -> Box:
     return box_xyxy((x, y, x + width, y + height), field)
 
 
-def load_sized(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> Image:
+def load_sized(path: Path, sizes: Mapping[Path, tuple[int, int]], swapped: bool = False) -> Image:
     """`load_image` that refuses a file of another size than its annotation names: its points are another picture's.
 
     One that was resized since, say, or one that is turned upright as it is opened (EXIF) and was annotated as it lies
@@ -173,11 +173,12 @@ def load_sized(path: Path, sizes: Mapping[Path, tuple[int, int]]) -> Image:
     Args:
         path: the file.
         sizes: path → (height, width) in pixels, as annotated; a path that is not there may have any size.
+        swapped: width and height may stand for each other, as tools confuse them, where no tag turns the file.
     """
     image = load_image(path)
     size_hw = image_hw(image)
     annotated = sizes.get(path, size_hw)
-    if annotated != size_hw:
+    if annotated != size_hw and not (swapped and annotated == size_hw[::-1] and not turned(path)):
         picture = f"those of the picture, {width_by_height(size_hw)}"
         hint = "annotate the picture as it is now, or take the one that was annotated"
         if turned(path):

@@ -87,7 +87,7 @@ def open_ap10k(
     reader.zeros.report("ImageAnnotation", problems)
     if not records and not problems:
         raise DataError(f"{folder}: it holds no pair")
-    open_image = partial(load_sized, sizes=reader.sizes)
+    open_image = partial(load_sized, sizes=reader.sizes, swapped=True)
     return Dataset(f"AP-10K {benchmark} {split}", records, problems, open_image, cache_bytes)
 
 

@@ -108,7 +108,7 @@ def open_spair(
         except DataError as error:
             problems.add(f"PairAnnotation/{split}/{name}.json", error, 1)
     reader.zeros.report(f"PairAnnotation/{split}", problems)
-    open_image = partial(load_sized, sizes=reader.sizes)
+    open_image = partial(load_sized, sizes=reader.sizes, swapped=True)
     return Dataset(f"SPair-71k {split}", records, problems, open_image, cache_bytes)
 
 

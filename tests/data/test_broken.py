@@ -310,6 +310,8 @@ def test_a_picture_of_an_official_set_that_was_resized_is_named_and_not_measured
     )
     with pytest.raises(DataError, match="width and height of"):
         dataset.load(dataset[0])
+    layouts.write_image(first.source_path, 2, (80, 60))  # the numbers are swapped in the annotation, say
+    assert open_dataset(kind, tmp_path).load(first).source.shape == (80, 60, 3)
 
 
 @pytest.mark.parametrize(
