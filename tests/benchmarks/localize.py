@@ -228,16 +228,18 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, by their names in the table")
     parser.add_argument("--votes", action="store_true", help="instead: the matcher without and with `with_votes`")
     parser.add_argument("--kbcnet", type=Path, help="instead: around this checkpoint of KBCNet on frozen ResNet-18")
+    parser.add_argument("--matcher", help="instead of resnet18: one at 256 px that encodes images, package.module:name")
     parser.add_argument("--work", type=Path, default=Path("runs/localisation"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     weights = args.data / "weights" / "resnet18-imagenet-to-layer3.pth"
-    plain = kbc.load_matcher("resnet18", weights=weights)
+    options = {} if args.matcher else {"weights": weights}
+    plain = kbc.load_matcher(args.matcher or "resnet18", **options)
     matchers = {
         "256": plain,
         "votes": plain.with_votes(),
-        "512": kbc.load_matcher("resnet18", weights=weights, size=512),
+        "512": kbc.load_matcher(args.matcher or "resnet18", **options, size=512),
         "function": kbc.as_matcher(
             lambda s, t, k: plain.match([kbc.Pair(s, t, k)])[0].keypoints, name="function", input_size=256
         ),
@@ -245,7 +247,7 @@ def main() -> None:
     rows, title = ROWS, "Localisation: where is the object in the target?"
     if args.votes:
         rows, title = VOTES, "Votes of the surrounding matches, without and with KBC"
-    matcher = RESNET
+    matcher = f"`{plain.name}` at 256 px, nearest neighbour." if args.matcher else RESNET
     if args.kbcnet:
         rows, title = KBCNET, "Around KBCNet"
         matcher = f"KBCNet, `{args.kbcnet.stem}`, at 256 px."
@@ -253,7 +255,7 @@ def main() -> None:
     if args.rows:
         rows = {name: rows[name] for name in ("no KBC", *args.rows, TRUE)}  # what the others are compared with
     args.work.mkdir(parents=True, exist_ok=True)
-    kind = "-votes" * args.votes + "-kbcnet" * bool(args.kbcnet) + f"-{len(rows)}" * bool(args.rows)
+    kind = f"-{plain.name}" * bool(args.matcher) + "-votes" * args.votes + "-kbcnet" * bool(args.kbcnet) + f"-{len(rows)}" * bool(args.rows)
     tables = {}
     for name, opened in open_sets(args.data / "data", args.limit):
         if args.sets and name not in args.sets.split(","):
@@ -264,9 +266,9 @@ def main() -> None:
             kept.write_text(json.dumps(measure(opened(), matchers, rows)))
             print(f"{name}: {time.time() - start:.0f} s", flush=True)
         tables[name] = json.loads(kept.read_text())
-    options = " --votes" * args.votes + (f" --kbcnet {args.kbcnet.name}" if args.kbcnet else "")
-    options += (" --rows " + shlex.join(args.rows)) if args.rows else ""
-    command = f"python tests/benchmarks/localize.py --data $KBC_DATA --limit {args.limit}{options}"
+    said = f" --matcher {args.matcher}" * bool(args.matcher) + " --votes" * args.votes + (f" --kbcnet {args.kbcnet.name}" if args.kbcnet else "")
+    said += (" --rows " + shlex.join(args.rows)) if args.rows else ""
+    command = f"python tests/benchmarks/localize.py --data $KBC_DATA --limit {args.limit}{said}"
     text = markdown(tables, rows, title, command, matcher)
     if args.out:
         args.out.write_text(text)
