@@ -284,7 +284,7 @@ def fit(
         target = (weights[..., None] * answers).sum((2, 3)) / precision.clamp_min(_TINY)[..., None]
         rigid, scale = _rigid(mirrored, target, precision, scale)
         target = torch.where((precision > 1e-9 / scale.square()[:, None])[..., None], target, rigid)
-        spread = 1 / (precision * scale.square()[:, None]).clamp_min(1e-9)
+        spread = tuning.shared_errors / (precision * scale.square()[:, None]).clamp_min(1e-9)
         solved, _ = _solved(kernel, spread, (target - rigid) / scale[:, None, None])
         points = rigid + scale[:, None, None] * (kernel @ solved)
         squared = (answers - points[:, :, None, None]).square().sum(-1)

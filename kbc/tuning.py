@@ -31,13 +31,15 @@ class Tuning:
         bend_size, bend_reach: deviation of the object's parts from a similarity transform, and over what distance on
             the object it changes.
         stretch: deviation of an affine part of that.
+        shared_errors: near points err alike, so that their answers bend the layout as this many times fewer would.
         local_bend, sure_noise: deviation of single points from that; it counts only where right answers scatter about
             the layout by less than the second: elsewhere they are mistaken, and not the object bent.
         noise_floor, noise_ceiling: bounds on the deviation of a right answer from the layout.
         cell_floor: the same floor in cells of the matcher, where those are known.
         rounds: of estimating who is right and where the layout lies.
         loose_share, loose_size: how often a part lies where its neighbours do not say, and how far off.
-        heard: passes whose worth is lower than the best by more than this have no say.
+        heard, heard_mirrored: passes whose worth is lower than the best by more than this have no say; the second where
+            one saw the object's mirror image and found it all the same: its left and right are mixed up.
         doubt: evidence below which a matcher that pays for every pair looks at the source mirrored; one that shares
             features always does, where the budget allows it.
         search_below: where the best proposal has fewer nats a point than this, `thorough` searches the whole target.
@@ -69,6 +71,7 @@ class Tuning:
     bend_size: float = 0.12
     bend_reach: float = 0.35
     stretch: float = 0.15
+    shared_errors: float = 2.0
     local_bend: float = 0.045
     sure_noise: float = 0.03
     noise_floor: float = 0.02
@@ -79,6 +82,7 @@ class Tuning:
     loose_size: float = 0.25
     mirror_penalty: float = 0.45
     heard: float = 1.0
+    heard_mirrored: float = 0.5
     doubt: float = 1.5
     search_below: float = 1.5
     lost_below: float = 1.0

@@ -95,7 +95,7 @@ def together(states: Sequence[PairState], passes: Sequence[Sequence[FinePass]], 
     """Where the points lie by all passes of each pair, the best first, one layout through all of them.
 
     Passes from the other side of the mirror have no say, for left would mix with right, nor have those far below the
-    best.
+    best, nor a little below it where they looked from the other side.
     """
     heard = [[p for p in found if _heard(p, found[0], tuning)] for found in passes]
     several = [i for i, found in enumerate(heard) if len(found) > 1]
@@ -151,7 +151,10 @@ def assured(
 
 
 def _heard(one: FinePass, best: FinePass, tuning: Tuning) -> bool:
-    return one.mirrored == best.mirrored and one.worth(tuning) > best.worth(tuning) - tuning.heard
+    """Whether a pass has a say beside the best one."""
+    faces_alike = one.seen.source.mirrored == best.mirrored
+    least = best.worth(tuning) - (tuning.heard if faces_alike else tuning.heard_mirrored)
+    return one is best or (one.mirrored == best.mirrored and one.worth(tuning) > least)
 
 
 def _cells(seen: Sequence[Sequence[Observation]]) -> Tensor:

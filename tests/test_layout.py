@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from kbc import layout
-from kbc.tuning import TUNING
+from kbc.tuning import TUNING, Tuning
 
 GRID = np.stack(np.meshgrid(np.arange(8) * 12.0 + 40, np.arange(8) * 12.0 + 30), axis=-1).reshape(-1, 2)
 
@@ -19,7 +21,7 @@ def moved(points: np.ndarray, scale: float = 1.7, turn: float = 0.5, mirror: boo
 
 
 def fitted(
-    source: np.ndarray, answers: np.ndarray, share: np.ndarray | None = None
+    source: np.ndarray, answers: np.ndarray, share: np.ndarray | None = None, tuning: Tuning = TUNING
 ) -> tuple[layout.Layout, np.ndarray]:
     """The layout of one problem, and the chosen places; answers (S, 2), (S, M, 2) or (S, P, M, 2)."""
     places = torch.from_numpy(answers.reshape(len(source), *((1, 1, 2) if answers.ndim == 2 else answers.shape[1:])))
@@ -33,8 +35,8 @@ def fitted(
     area = torch.tensor([1e6], dtype=torch.float64)
     start = layout.propose(points, places[None, :, 0], shares[None, :, 0], area, most=1)[:, 0]
     cell = torch.zeros((1, places.shape[1]), dtype=torch.float64)
-    found = layout.fit(points, places[None], shares[None], start, cell)
-    return found, layout.place(found, places[None], shares[None])[0].numpy()
+    found = layout.fit(points, places[None], shares[None], start, cell, tuning)
+    return found, layout.place(found, places[None], shares[None], tuning)[0].numpy()
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -63,6 +65,21 @@ def test_scattered_answers_are_corrected_by_their_neighbours() -> None:
     answers = truth + np.random.default_rng(5).normal(0, 10, truth.shape)
     _, places = fitted(GRID, answers)
     assert np.linalg.norm(places - truth, axis=1).mean() < 0.5 * np.linalg.norm(answers - truth, axis=1).mean()
+
+
+def test_near_points_that_err_alike_bend_the_layout_less() -> None:
+    """What a network cannot tell apart it shifts together; only truly independent answers would be worth more."""
+    truth = moved(GRID)
+    rng = np.random.default_rng(5)
+    answers = truth + rng.normal(0, 3, truth.shape)
+    together = np.abs(GRID - GRID.mean(0)).max(1) < 8  # four of them
+    answers[together] += (10.0, 0.0)
+    error = {}
+    for count in (1.0, TUNING.shared_errors):
+        _, places = fitted(GRID, answers, tuning=replace(TUNING, shared_errors=count))
+        error[count] = np.linalg.norm(places - truth, axis=1)[together].mean()
+    assert TUNING.shared_errors > 1
+    assert error[TUNING.shared_errors] < 0.95 * error[1.0]
 
 
 def test_a_bent_part_is_followed() -> None:

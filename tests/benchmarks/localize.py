@@ -255,7 +255,12 @@ def main() -> None:
     if args.rows:
         rows = {name: rows[name] for name in ("no KBC", *args.rows, TRUE)}  # what the others are compared with
     args.work.mkdir(parents=True, exist_ok=True)
-    kind = f"-{plain.name}" * bool(args.matcher) + "-votes" * args.votes + "-kbcnet" * bool(args.kbcnet) + f"-{len(rows)}" * bool(args.rows)
+    kind = (
+        f"-{plain.name}" * bool(args.matcher)
+        + "-votes" * args.votes
+        + "-kbcnet" * bool(args.kbcnet)
+        + f"-{len(rows)}" * bool(args.rows)
+    )
     tables = {}
     for name, opened in open_sets(args.data / "data", args.limit):
         if args.sets and name not in args.sets.split(","):
@@ -266,7 +271,11 @@ def main() -> None:
             kept.write_text(json.dumps(measure(opened(), matchers, rows)))
             print(f"{name}: {time.time() - start:.0f} s", flush=True)
         tables[name] = json.loads(kept.read_text())
-    said = f" --matcher {args.matcher}" * bool(args.matcher) + " --votes" * args.votes + (f" --kbcnet {args.kbcnet.name}" if args.kbcnet else "")
+    said = (
+        f" --matcher {args.matcher}" * bool(args.matcher)
+        + " --votes" * args.votes
+        + (f" --kbcnet {args.kbcnet.name}" if args.kbcnet else "")
+    )
     said += (" --rows " + shlex.join(args.rows)) if args.rows else ""
     command = f"python tests/benchmarks/localize.py --data $KBC_DATA --limit {args.limit}{said}"
     text = markdown(tables, rows, title, command, matcher)
