@@ -219,8 +219,10 @@ def written_whole(path: str | os.PathLike[str], argument: str = "path") -> Itera
             _hand_on_permissions(place, part)
             yield file
         part.replace(place)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # the disk is full, say
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

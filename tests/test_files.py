@@ -120,6 +120,27 @@ def test_file_names_that_are_no_utf8_can_be_written_about(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit to set")
+def test_a_full_disk_leaves_the_file_that_was_there_and_names_it(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from kbc.files import write_json
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # as a disk with room for 100 bytes
+try:
+    write_json(list(range(1000)), sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"[Errno 27] File too large: '{path}'\n"
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit to set")
 def test_a_full_disk_leaves_whole_lines_and_is_named(tmp_path: Path) -> None:
     script = """
 import resource, signal, sys
