@@ -17,11 +17,11 @@ from kbcnet_helpers import SMALL, small_config, small_recipe
 from test_kbcnet_samples import photo_set
 
 from kbc.cli import train as command
-from kbc.errors import DataError, InputError
+from kbc.errors import DataError, InputError, KBCError
 from kbc.evaluation.runner import torchrun_rank
 from kbc.files import LineFile
 from kbc.kbcnet.checkpoint import empty_network, load_checkpoint
-from kbc.kbcnet.training.batches import Mixture, indices_of
+from kbc.kbcnet.training.batches import Mixture, indices_of, workers_told
 from kbc.kbcnet.training.pool import _digest
 from kbc.kbcnet.training.recipe import CONFIGS, Recipe, read_recipe
 from kbc.kbcnet.training.sources import HELD_OUT
@@ -159,6 +159,25 @@ def trained_by_one_and_by_two(recipe: Recipe, tmp_path: Path) -> tuple[dict[str,
     assert done.returncode == 0, done.stderr[-2000:]
     train(recipe, options(tmp_path / "one"))
     return tuple(load_safetensors(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_photograph_is_told_in_a_line(tmp_path: Path, workers: int) -> None:
+    recipe = small_recipe(data=[photo_set(tmp_path) | {"views": {"size": 64}}], validate_pairs=0)
+    path = tmp_path / "blobs" / "images" / "1.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"^`image` must be a complete image file, received .*1\.png.*[^\n]$"):
+        train(recipe, options(tmp_path / "run", workers=workers))
+
+
+def test_a_process_that_draws_pairs_and_dies_is_told_in_a_line() -> None:
+    with (
+        pytest.raises(KBCError, match=r"a process that draws training pairs ended .* take fewer --workers"),
+        workers_told(),
+    ):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="out of memory"), workers_told():
+        raise RuntimeError("out of memory")
 
 
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from kbc.errors import KBCError
 from kbc.kbcnet.backbone import normalised
 from kbc.kbcnet.training.pool import FeaturePool
 from kbc.kbcnet.training.recipe import Recipe
@@ -80,6 +82,27 @@ def batches(mixture: Mixture, pool: FeaturePool | None, chosen: Iterable[list[in
         # a fork inherits OpenCV's and OpenMP's thread pools without their threads and may wait for them forever
         multiprocessing_context="spawn" if workers else None,
     )
+
+
+@contextmanager
+def workers_told() -> Iterator[None]:
+    """What goes wrong in a process that draws pairs is said in a line, as it is without processes.
+
+    Raises:
+        KBCError: what the process raised, or that it ended, which torch notices whatever is being done.
+    """
+    try:
+        yield
+    except KBCError as error:
+        if "in DataLoader worker" not in str(error):
+            raise
+        said = str(error).rstrip().rpartition("\n")[2]  # under torch's report of where it was raised
+        raise type(error)(said.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        hint = "without a word above the memory was full: take fewer --workers"
+        raise KBCError(f"a process that draws training pairs ended before its work was done; {hint}") from error
 
 
 def held_out(mixture: Mixture, count: int) -> list[Batch]:

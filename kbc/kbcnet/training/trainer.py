@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kbc.errors import InputError, KBCError, must_be, whole_number
 from kbc.files import LineFile, output_file, output_folder
 from kbc.kbcnet.model import Network, rows_at
-from kbc.kbcnet.training.batches import Batch, Mixture, batches, held_out, indices_of, on_device
+from kbc.kbcnet.training.batches import Batch, Mixture, batches, held_out, indices_of, on_device, workers_told
 from kbc.kbcnet.training.logs import Log
 from kbc.kbcnet.training.objective import Objective
 from kbc.kbcnet.training.pool import FeaturePool
@@ -187,7 +187,7 @@ def _loop(state: State, mixture: Mixture, options: Options, world: World, last: 
     started = time.monotonic()
     chosen = (indices_of(recipe, step)[own] for step in steps)  # one after the other: there may be millions
     drawn = batches(mixture, pool, chosen, options.workers)
-    with progress_bar("step", options.progress and first) as show:
+    with progress_bar("step", options.progress and first) as show, workers_told():
         for batch in drawn:
             values = update(state, objective, on_device(batch, world.device), options.amp)
             if log is None:
