@@ -85,8 +85,8 @@ def test_similarity_covers_the_target() -> None:
     pair = Pair(draw_scene(1, (90, 120)), draw_scene(2, (90, 120)), [[20.0, 20.0], [np.nan, 1.0]])
     maps = small().similarity([pair])[0]
     assert maps.shape == (2, 16, 16)
-    assert np.isnan(maps[1]).all()
-    assert np.isfinite(maps[0]).all()
+    assert maps[1].isnan().all()
+    assert maps[0].isfinite().all()
 
 
 def test_votes_move_a_point_to_where_its_neighbours_went() -> None:

@@ -185,7 +185,7 @@ def test_a_correlation_with_known_peaks(
     assert (match.score[:-1] > 0.9).all()
     maps = matcher.similarity([Pair(SOURCE, TARGET, points)])[0]
     assert maps.shape == (len(points), *target_grid)
-    assert np.isnan(maps[-1]).all()
+    assert maps[-1].isnan().all()
     peak = np.unravel_index(int(maps[0].argmax()), target_grid)
     centre = to_cells.to_image(np.array([[peak[1], peak[0]]], dtype=np.float64))
     assert (np.abs(centre - expected[0]) <= cell * 0.51).all()
