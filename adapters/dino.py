@@ -186,7 +186,7 @@ class Letterboxed:
         self.input_size = square.input_size
         self.max_batch = square.max_batch
 
-    def similarity(self, pairs: Sequence[Pair]) -> list[torch.Tensor]:
+    def similarity(self, pairs: Sequence[Pair]) -> list[Tensor]:
         """Per pair (N, h, w): cosines of each keypoint with cells that tile the target; see `FeatureMatcher`.
 
         As many cells for every image as for a square one, so that maps of windows and of whole images compare.
@@ -207,7 +207,7 @@ class Letterboxed:
             matches.append(Match(np.minimum(points, (width - 0.5, height - 0.5)), score.double().cpu().numpy()))
         return matches
 
-    def _padded(self, pairs: Sequence[Pair]) -> list[torch.Tensor]:
+    def _padded(self, pairs: Sequence[Pair]) -> list[Tensor]:
         padded = [Pair(squared(pair.source), squared(pair.target), pair.keypoints) for pair in pairs]
         return self.square.similarity(padded)
 
@@ -224,7 +224,7 @@ def squared(image: Image) -> Image:
     return square
 
 
-def _without_padding(maps: torch.Tensor, image: Image) -> torch.Tensor:
+def _without_padding(maps: Tensor, image: Image) -> Tensor:
     """Maps (N, h, w) over the padded square, resampled to as many cells that tile the image alone."""
     height, width = image.shape[:2]
     if height == width or len(maps) == 0:

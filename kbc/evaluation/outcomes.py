@@ -20,6 +20,9 @@ Row: TypeAlias = tuple[float, float] | None
 Edges: TypeAlias = tuple[float, float, float, float]
 Failure: TypeAlias = Literal["data", "matcher"]
 
+RESULTS = "pairs*.jsonl"
+"""The files of outcomes in a folder of results."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -157,7 +160,7 @@ def read_outcomes(folder: Path) -> dict[tuple[str, str, str], Outcome]:
         DataError: a whole line that is not an outcome; file and line are named.
     """
     found: dict[tuple[str, str, str], Outcome] = {}
-    for path in sorted(folder.glob("pairs*.jsonl")):
+    for path in sorted(folder.glob(RESULTS)):
         for number, line in _lines(path):
             try:
                 outcome = parse_outcome(line)

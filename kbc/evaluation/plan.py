@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from kbc import __version__
 from kbc.data import Dataset, open_dataset, shrink
 from kbc.errors import DataError, InputError, as_text, must_be
-from kbc.evaluation.outcomes import Outcome
+from kbc.evaluation.outcomes import RESULTS, Outcome
 from kbc.files import in_use, output_folder, read_json, write_json
 from kbc.matchers.protocol import Matcher
 
 if TYPE_CHECKING:
     from kbc.pipeline import KBCMatcher
 
-_RESULTS = "pairs*.jsonl"
 OFF = "off"
 GIVEN = "given"
 
@@ -165,7 +164,7 @@ class Plan:
         """
         path = output_folder(folder, "out") / "plan.json"
         asked, content = self.to_dict(), self.content(datasets)
-        if not written(folder) and not any(map(in_use, folder.glob(_RESULTS))):
+        if not written(folder) and not any(map(in_use, folder.glob(RESULTS))):
             write_json({**asked, "content": content}, path)
             return
         hint = "choose another --out, or remove the folder"
@@ -201,7 +200,7 @@ class Plan:
 
 def written(folder: Path) -> int:
     """How many outcomes the folder holds."""
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob(_RESULTS))
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob(RESULTS))
 
 
 def complete(plan: Plan, datasets: Sequence[Dataset], outcomes: Iterable[Outcome]) -> list[Outcome]:

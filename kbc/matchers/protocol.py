@@ -144,10 +144,10 @@ def run_matcher(matcher: Matcher, pairs: Sequence[Pair], asked: Sequence[int] | 
     return [checked(name, *one) for one in zip(pairs, answers, counts, strict=True)]
 
 
-def _one_per_pair(who: str, kind: str, ask: Callable[..., Any], pairs: Sequence[Pair], **options: Any) -> list[Any]:
+def _one_per_pair(who: str, kind: str, ask: Callable[..., Any], pairs: Sequence[Pair]) -> list[Any]:
     """The answers, or a `MatcherError` where the asking raised or gave another number of them."""
     try:
-        answers = list(ask(pairs, **options))
+        answers = list(ask(pairs))
     except KBCError:
         raise
     except (Exception, SystemExit) as error:  # a matcher that calls sys.exit does not end its user's program
@@ -193,7 +193,7 @@ def checked(name: str, pair: Pair, answer: Match, asked: int) -> Match:
     return Match(points, score)
 
 
-def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[Tensor]:
+def run_similarity(matcher: Any, pairs: Sequence[Pair]) -> list[Tensor]:
     """Ask a `SimilarityMatcher` for maps and refuse what cannot be maps: per pair (K, h, w) of its K defined points.
 
     On the device where the matcher has them.
@@ -205,7 +205,7 @@ def run_similarity(matcher: Any, pairs: Sequence[Pair], **options: Any) -> list[
 
     name = matcher_name(matcher)
     who = f"`similarity` of matcher {name!r}"
-    answers = _one_per_pair(who, "array", matcher.similarity, pairs, **options)
+    answers = _one_per_pair(who, "array", matcher.similarity, pairs)
     found = []
     for pair, answer in zip(pairs, answers, strict=True):
         maps: Tensor = as_numbers(name, "similarity", answer, to_tensor)
