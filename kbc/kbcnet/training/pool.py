@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from kbc import __version__
 from kbc.errors import DataError, must_be
@@ -18,9 +19,6 @@ from kbc.kbcnet.model import Network
 from kbc.kbcnet.training.recipe import Recipe
 from kbc.progress import progress_bar
 from kbc.weights import load_safetensors, save_safetensors
-
-if TYPE_CHECKING:
-    from kbc.kbcnet.training.batches import Mixture
 
 _SIDES = ("source", "target")
 _POINTS = ("keypoints", "truth", "parts")
@@ -34,13 +32,29 @@ class FeaturePool:
         self.levels = sum(name.startswith("source") for name in tensors)
 
     @classmethod
-    def of(cls, network: Network, pairs: Mixture, recipe: Recipe, cache: Path | None, progress: bool) -> FeaturePool:
+    def of(
+        cls,
+        network: Network,
+        pairs: Dataset[dict[str, Tensor]],
+        recipe: Recipe,
+        content: str,
+        cache: Path | None,
+        progress: bool,
+    ) -> FeaturePool:
         """Compute the pool's features, or read them where a run with the same data and backbone left them.
+
+        Args:
+            network: its backbone gives the features.
+            pairs: what they are of.
+            recipe: says how many.
+            content: `Mixture.content` of the pairs.
+            cache: folder where the features are left.
+            progress: whether a bar is shown.
 
         Raises:
             DataError: what was left there is damaged.
         """
-        path = cache / f"pool-{_digest(network, recipe, pairs.content())}.safetensors" if cache is not None else None
+        path = cache / f"pool-{_digest(network, recipe, content)}.safetensors" if cache is not None else None
         if path is not None and path.is_file():
             try:
                 return cls(load_safetensors(path))

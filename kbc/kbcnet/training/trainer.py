@@ -180,7 +180,7 @@ def _loop(state: State, mixture: Mixture, options: Options, world: World, last: 
     log = Log(options.out, state.step, options.tensorboard) if first else None
     pool: FeaturePool | None = None
     if recipe.pool is not None and recipe.frozen_backbone:
-        pool = FeaturePool.of(state.network, mixture, recipe, options.cache, options.progress)
+        pool = FeaturePool.of(state.network, mixture, recipe, state.content, options.cache, options.progress)
     share = recipe.batch // world.size
     own = slice(world.rank * share, (world.rank + 1) * share)
     steps = range(state.step, end)
